@@ -1,0 +1,5 @@
+//! CPU backend: the ops over host slices. Arguments were validated by `ops`.
+
+mod level;
+
+pub use level::Level;

@@ -1,0 +1,36 @@
+//! Decode attention on a pruned, bitmap-compressed KV cache.
+//!
+//! An LLM that decodes reads its whole KV cache for every token. mustafar keeps only the largest values of each
+//! row, stores them as a bitmap plus values ([`format`]), and computes attention straight from that
+//! ([`ops::attend`]).
+//!
+//! - [`Cache`] manages pages, dense window and sinks for many layers and sequences. Most Rust callers start here.
+//! - [`ops`] are the same operations over memory that an engine owns: pools, block tables, slots.
+//! - `reference` says in a few lines of float64 what every op computes.
+//!
+//! Everything works on host memory with [`Context::cpu`].
+
+pub mod backend;
+pub mod cache;
+mod cpu;
+pub mod dtype;
+pub mod error;
+pub mod format;
+pub mod mem;
+pub mod ops;
+pub mod pool;
+pub mod sparsity;
+pub mod tensor;
+#[doc = "What kernels exist for: head dimensions, page sizes, value types."]
+pub mod variants;
+
+pub use backend::{Backend, Context, Stream};
+pub use cache::{Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, SequenceId};
+pub use cpu::Level;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use format::{PageFormat, Rows};
+pub use mem::{Mem, MemMut, Place};
+pub use pool::{PagePool, PagePoolMut, PoolLayout, Sequences};
+pub use sparsity::{keep_for_sparsity, reference_keep};
+pub use tensor::{Shape, Tensor, TensorMut};

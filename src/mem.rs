@@ -1,0 +1,212 @@
+//! Views of caller-owned memory: where it is, how long it is, and (with the row and page writers of `tensor` and
+//! `pool`) the only place where raw addresses become slices.
+//!
+//! A view borrows; nothing here allocates, copies or frees. Host views are made safely from slices. Views of
+//! device memory, and views an engine makes from raw pointers, come from the `unsafe` constructors, whose
+//! contracts are what every op relies on.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use std::marker::PhantomData;
+
+/// Which address space a view lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Ordinary memory of this process.
+    Host,
+    /// Memory of a CUDA device. The address is never dereferenced on the host.
+    Device,
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Plain element types a view can be made from: any bit pattern is a value, and there is no padding.
+pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {}
+
+macro_rules! element {
+    ($($t:ty),*) => {$(
+        impl sealed::Sealed for $t {}
+        impl Element for $t {}
+    )*};
+}
+element!(u8, u16, u32, u64, i32, i64, f32, f16, bf16);
+
+/// Read-only view of caller memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Mem<'a> {
+    address: u64,
+    bytes: usize,
+    place: Place,
+    _life: PhantomData<&'a [u8]>,
+}
+
+/// Writable view of caller memory.
+#[derive(Debug)]
+pub struct MemMut<'a> {
+    address: u64,
+    bytes: usize,
+    place: Place,
+    _life: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Mem<'a> {
+    /// View of a host slice.
+    #[must_use]
+    pub fn host<T: Element>(slice: &'a [T]) -> Self {
+        Self {
+            address: slice.as_ptr() as u64,
+            bytes: size_of_val(slice),
+            place: Place::Host,
+            _life: PhantomData,
+        }
+    }
+
+    /// View of `bytes` bytes at `address`.
+    ///
+    /// # Safety
+    /// For the whole of `'a`, and for device memory until the work submitted with it has finished, the range
+    /// must be readable in its address space. Host memory must be initialised, and no one may write to it while
+    /// a call reads it.
+    #[must_use]
+    pub unsafe fn from_raw(address: u64, bytes: usize, place: Place) -> Self {
+        Self { address, bytes, place, _life: PhantomData }
+    }
+
+    /// Address of the first byte.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Address space.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The view without its first `bytes` bytes.
+    pub fn skip(self, argument: &'static str, bytes: usize) -> Result<Self> {
+        if bytes > self.bytes {
+            return Err(Error::BufferTooSmall { argument, bytes: self.bytes, needed: bytes });
+        }
+        Ok(Self { address: self.address + bytes as u64, bytes: self.bytes - bytes, ..self })
+    }
+
+    /// The first `count` elements as a slice. Errors name `argument`: wrong place, misaligned or too short.
+    pub(crate) fn slice<T: Element>(&self, argument: &'static str, count: usize) -> Result<&'a [T]> {
+        if check::<T>(self.address, self.bytes, self.place, argument, count)? {
+            return Ok(&[]);
+        }
+        // SAFETY: `check` established host memory, alignment and length; the constructor's contract (a slice
+        // borrow, or `from_raw`) gives readability, initialisation and the lifetime; any bits are a valid `T`.
+        Ok(unsafe { std::slice::from_raw_parts(self.address as *const T, count) })
+    }
+}
+
+impl<'a> MemMut<'a> {
+    /// View of a host slice.
+    #[must_use]
+    pub fn host<T: Element>(slice: &'a mut [T]) -> Self {
+        Self {
+            address: slice.as_mut_ptr() as u64,
+            bytes: size_of_val(slice),
+            place: Place::Host,
+            _life: PhantomData,
+        }
+    }
+
+    /// View of `bytes` bytes at `address`.
+    ///
+    /// # Safety
+    /// For the whole of `'a`, and for device memory until the work submitted with it has finished, the range
+    /// must be readable and writable in its address space, host memory must be initialised, and nothing else may
+    /// access it while a call runs. Two writable views of one call may interleave (K and V pages of one slot)
+    /// as long as the strided elements they describe are disjoint.
+    #[must_use]
+    pub unsafe fn from_raw(address: u64, bytes: usize, place: Place) -> Self {
+        Self { address, bytes, place, _life: PhantomData }
+    }
+
+    /// Address of the first byte.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Address space.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// A shorter borrow of the same view.
+    #[must_use]
+    pub fn reborrow(&mut self) -> MemMut<'_> {
+        MemMut { address: self.address, bytes: self.bytes, place: self.place, _life: PhantomData }
+    }
+
+    /// The view read-only.
+    #[must_use]
+    pub fn as_ref(&self) -> Mem<'_> {
+        Mem { address: self.address, bytes: self.bytes, place: self.place, _life: PhantomData }
+    }
+
+    /// The view without its first `bytes` bytes.
+    pub fn skip(self, argument: &'static str, bytes: usize) -> Result<Self> {
+        if bytes > self.bytes {
+            return Err(Error::BufferTooSmall { argument, bytes: self.bytes, needed: bytes });
+        }
+        Ok(Self { address: self.address + bytes as u64, bytes: self.bytes - bytes, ..self })
+    }
+
+    /// The first `count` elements as a slice. Errors name `argument`: wrong place, misaligned or too short.
+    pub(crate) fn slice_mut<T: Element>(&mut self, argument: &'static str, count: usize) -> Result<&mut [T]> {
+        if check::<T>(self.address, self.bytes, self.place, argument, count)? {
+            return Ok(&mut []);
+        }
+        // SAFETY: as in `Mem::slice`; `&mut self` keeps a second slice of this view from existing.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.address as *mut T, count) })
+    }
+}
+
+/// Checks a view against `count` elements of `T`; true when there is nothing to point at.
+pub(crate) fn check<T>(
+    address: u64,
+    bytes: usize,
+    place: Place,
+    argument: &'static str,
+    count: usize,
+) -> Result<bool> {
+    if place != Place::Host {
+        return Err(Error::invalid(argument, "device memory", "host memory on the CPU backend"));
+    }
+    let needed = count.checked_mul(size_of::<T>()).ok_or(Error::Overflow { argument })?;
+    if needed > bytes {
+        return Err(Error::BufferTooSmall { argument, bytes, needed });
+    }
+    if needed == 0 {
+        return Ok(true);
+    }
+    if address == 0 {
+        return Err(Error::NullPointer { argument });
+    }
+    if !address.is_multiple_of(align_of::<T>() as u64) {
+        return Err(Error::Misaligned { argument, value: address, required: align_of::<T>() });
+    }
+    Ok(false)
+}

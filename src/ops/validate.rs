@@ -1,0 +1,24 @@
+//! `validate`: check untrusted pages of a pool.
+
+use crate::backend::{Context, Stream};
+use crate::error::Result;
+use crate::pool::{PagePool, Sequences};
+
+/// Arguments of [`validate`].
+#[derive(Debug)]
+pub struct Validate<'a> {
+    /// Pages, uniform or ragged.
+    pub pool: PagePool<'a>,
+    /// Which pages, and how many rows of them count.
+    pub sequences: Sequences<'a>,
+}
+
+/// Checks every row that the sequences reach, as [`crate::PageFormat::validate`] does for one page.
+///
+/// # Errors
+/// [`crate::Error::CorruptData`] naming sequence, head, page and row of the first violation; shapes, lengths and
+/// page numbers by name.
+pub fn validate(context: &Context, stream: Stream, args: Validate<'_>) -> Result<()> {
+    let _ = (context, stream, args);
+    todo!()
+}

@@ -1,0 +1,237 @@
+//! Strided dense tensors `[batch, tokens, heads, dim]` over caller memory. The innermost dimension is contiguous;
+//! strides are in elements, so `[B, T, H, D]`, `[B, H, T, D]` and slices of either need no copy.
+#![allow(unsafe_code)]
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::mem::{self, Element, Mem, MemMut};
+use std::marker::PhantomData;
+
+/// Sizes and strides shared by [`Tensor`] and [`TensorMut`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens per sequence.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Elements per head (head_dim).
+    pub dim: usize,
+    /// Elements from one sequence to the next.
+    pub batch_stride: usize,
+    /// Elements from one token to the next.
+    pub token_stride: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+impl Shape {
+    /// Contiguous `[batch, tokens, heads, dim]`.
+    pub fn contiguous(batch: usize, tokens: usize, heads: usize, dim: usize) -> Result<Self> {
+        let overflow = || Error::Overflow { argument: "tensor size" };
+        let token_stride = heads.checked_mul(dim).ok_or_else(overflow)?;
+        let batch_stride = tokens.checked_mul(token_stride).ok_or_else(overflow)?;
+        batch.checked_mul(batch_stride).ok_or_else(overflow)?;
+        Ok(Self { batch, tokens, heads, dim, batch_stride, token_stride, head_stride: dim })
+    }
+
+    /// Contiguous `[batch, heads, tokens, dim]`, the layout of Hugging Face caches.
+    pub fn heads_first(batch: usize, heads: usize, tokens: usize, dim: usize) -> Result<Self> {
+        let s = Self::contiguous(batch, heads, tokens, dim)?;
+        Ok(Self { tokens, heads, head_stride: s.token_stride, token_stride: dim, ..s })
+    }
+
+    /// Number of elements from the first to one past the last; 0 when a dimension is 0.
+    pub fn extent(&self, argument: &'static str) -> Result<usize> {
+        if self.batch == 0 || self.tokens == 0 || self.heads == 0 || self.dim == 0 {
+            return Ok(0);
+        }
+        let part = |n: usize, stride: usize| (n - 1).checked_mul(stride);
+        part(self.batch, self.batch_stride)
+            .and_then(|a| a.checked_add(part(self.tokens, self.token_stride)?))
+            .and_then(|a| a.checked_add(part(self.heads, self.head_stride)?))
+            .and_then(|a| a.checked_add(self.dim))
+            .ok_or(Error::Overflow { argument })
+    }
+
+    /// Element offset of `[b, t, h, 0]`.
+    #[must_use]
+    pub fn offset(&self, b: usize, t: usize, h: usize) -> usize {
+        b * self.batch_stride + t * self.token_stride + h * self.head_stride
+    }
+
+    /// True when two different rows never share an element, which writable tensors need.
+    #[must_use]
+    pub fn rows_are_disjoint(&self) -> bool {
+        let mut dims = [
+            (self.batch_stride, self.batch),
+            (self.token_stride, self.tokens),
+            (self.head_stride, self.heads),
+        ];
+        dims.sort_unstable();
+        let mut reach = self.dim;
+        for (stride, n) in dims {
+            if n > 1 {
+                if stride < reach {
+                    return false;
+                }
+                reach = match (n - 1).checked_mul(stride).and_then(|x| x.checked_add(reach)) {
+                    Some(r) => r,
+                    None => return false,
+                };
+            }
+        }
+        true
+    }
+
+    fn check(&self, argument: &'static str, dtype: DType, address: u64, bytes: usize) -> Result<()> {
+        let needed = self.extent(argument)?.checked_mul(dtype.bytes()).ok_or(Error::Overflow { argument })?;
+        if needed > 0 && address == 0 {
+            return Err(Error::NullPointer { argument });
+        }
+        if needed > bytes {
+            return Err(Error::BufferTooSmall { argument, bytes, needed });
+        }
+        if needed > 0 && !address.is_multiple_of(dtype.bytes() as u64) {
+            return Err(Error::Misaligned { argument, value: address, required: dtype.bytes() });
+        }
+        Ok(())
+    }
+}
+
+/// Read-only dense tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor<'a> {
+    pub(crate) mem: Mem<'a>,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes and strides.
+    pub shape: Shape,
+}
+
+/// Writable dense tensor.
+#[derive(Debug)]
+pub struct TensorMut<'a> {
+    pub(crate) mem: MemMut<'a>,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes and strides.
+    pub shape: Shape,
+}
+
+impl<'a> Tensor<'a> {
+    /// A tensor over `mem`. Errors (naming `argument`) if `mem` is null, misaligned for `dtype` or shorter than
+    /// `shape` reaches.
+    pub fn new(argument: &'static str, mem: Mem<'a>, dtype: DType, shape: Shape) -> Result<Self> {
+        shape.check(argument, dtype, mem.address(), mem.bytes())?;
+        Ok(Self { mem, dtype, shape })
+    }
+}
+
+impl<'a> TensorMut<'a> {
+    /// As [`Tensor::new`]; also refuses strides that make rows overlap.
+    pub fn new(argument: &'static str, mem: MemMut<'a>, dtype: DType, shape: Shape) -> Result<Self> {
+        shape.check(argument, dtype, mem.address(), mem.bytes())?;
+        if shape.extent(argument)? > 0 && !shape.rows_are_disjoint() {
+            return Err(Error::invalid(
+                argument,
+                format!("strided {}/{}/{}", shape.batch_stride, shape.token_stride, shape.head_stride),
+                "strides under which no two rows overlap",
+            ));
+        }
+        Ok(Self { mem, dtype, shape })
+    }
+}
+
+impl<'a> Tensor<'a> {
+    /// The elements for reading on the host; `T` must be the dtype's element type.
+    pub(crate) fn rows<T: Element>(&self, argument: &'static str) -> Result<Rows<'a, T>> {
+        debug_assert_eq!(size_of::<T>(), self.dtype.bytes());
+        let elements = self.mem.slice(argument, self.shape.extent(argument)?)?;
+        Ok(Rows { elements, shape: self.shape })
+    }
+}
+
+impl TensorMut<'_> {
+    /// The rows for writing on the host; `T` must be the dtype's element type.
+    pub(crate) fn rows_mut<T: Element>(&mut self, argument: &'static str) -> Result<RowsMut<'_, T>> {
+        debug_assert_eq!(size_of::<T>(), self.dtype.bytes());
+        let (address, bytes, place) = (self.mem.address(), self.mem.bytes(), self.mem.place());
+        mem::check::<T>(address, bytes, place, argument, self.shape.extent(argument)?)?;
+        Ok(RowsMut { first: address as *mut T, shape: self.shape, _life: PhantomData })
+    }
+}
+
+/// Typed rows of a host tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    elements: &'a [T],
+    pub(crate) shape: Shape,
+}
+
+impl<'a, T: Element> Rows<'a, T> {
+    /// The `dim` elements of one row.
+    pub(crate) fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
+        &self.elements[self.shape.offset(b, t, h)..][..self.shape.dim]
+    }
+}
+
+/// Typed rows of a writable host tensor, splittable so that threads can write different rows.
+///
+/// Invariant: `shape` lies in memory that this value alone may write for `'a`, and its rows are disjoint.
+#[derive(Debug)]
+pub(crate) struct RowsMut<'a, T> {
+    first: *mut T,
+    pub(crate) shape: Shape,
+    _life: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a `RowsMut` is a `&mut` to the rows it describes, and `T: Element` is `Send`.
+unsafe impl<T: Element> Send for RowsMut<'_, T> {}
+
+impl<'a, T: Element> RowsMut<'a, T> {
+    /// The `dim` elements of one row. Panics outside the shape.
+    pub(crate) fn row_mut(&mut self, b: usize, t: usize, h: usize) -> &mut [T] {
+        assert!(b < self.shape.batch && t < self.shape.tokens && h < self.shape.heads, "row out of range");
+        // SAFETY: the index is inside `shape`, which the invariant says is ours to write; `&mut self` makes this
+        // the only live slice of it.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(self.shape.offset(b, t, h)), self.shape.dim) }
+    }
+
+    /// Sequences before `b`, and those from `b` on.
+    pub(crate) fn split_batch(self, b: usize) -> (Self, Self) {
+        assert!(b <= self.shape.batch, "split out of range");
+        let (low, high) =
+            (Shape { batch: b, ..self.shape }, Shape { batch: self.shape.batch - b, ..self.shape });
+        let offset = b * self.shape.batch_stride;
+        self.split(low, high, offset)
+    }
+
+    /// Tokens before `t`, and those from `t` on, of every sequence.
+    pub(crate) fn split_tokens(self, t: usize) -> (Self, Self) {
+        assert!(t <= self.shape.tokens, "split out of range");
+        let (low, high) =
+            (Shape { tokens: t, ..self.shape }, Shape { tokens: self.shape.tokens - t, ..self.shape });
+        let offset = t * self.shape.token_stride;
+        self.split(low, high, offset)
+    }
+
+    /// Heads before `h`, and those from `h` on, of every token.
+    pub(crate) fn split_heads(self, h: usize) -> (Self, Self) {
+        assert!(h <= self.shape.heads, "split out of range");
+        let (low, high) =
+            (Shape { heads: h, ..self.shape }, Shape { heads: self.shape.heads - h, ..self.shape });
+        let offset = h * self.shape.head_stride;
+        self.split(low, high, offset)
+    }
+
+    fn split(self, low: Shape, high: Shape, offset: usize) -> (Self, Self) {
+        // `wrapping_add`: an empty high part may start past the end of the memory and is never dereferenced.
+        let second = self.first.wrapping_add(offset);
+        (
+            Self { first: self.first, shape: low, _life: PhantomData },
+            Self { first: second, shape: high, _life: PhantomData },
+        )
+    }
+}
