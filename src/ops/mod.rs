@@ -6,6 +6,7 @@
 
 pub mod append;
 pub mod attend;
+pub(crate) mod check;
 pub mod compress;
 pub mod decompress;
 pub mod merge;

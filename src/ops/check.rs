@@ -1,0 +1,236 @@
+//! Checks that several ops share, and the host views they hand to the CPU backend.
+//!
+//! What needs no array contents (sizes, dtypes, strides) is checked for every backend; what needs them (lengths,
+//! page numbers, weights) is checked while a host view is made, so a view that exists is valid.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::Rows;
+use crate::mem::Mem;
+use crate::ops::attend::Center;
+use crate::pool::{Pages, PoolLayout, Sequences};
+
+/// Refuses `found` unless it is `expected`; `source` says what sets the expectation ("head_dim of the pages").
+pub(crate) fn same(argument: &'static str, found: usize, expected: usize, source: &str) -> Result<()> {
+    if found != expected {
+        return Err(Error::invalid(argument, found, format!("{expected} ({source})")));
+    }
+    Ok(())
+}
+
+/// Refuses a dtype that is not the one of the pages.
+pub(crate) fn page_dtype(argument: &'static str, found: DType, pages: DType) -> Result<()> {
+    if found != pages {
+        return Err(Error::invalid(argument, found, format!("{pages} (dtype of the pages)")));
+    }
+    Ok(())
+}
+
+/// Refuses a dtype outside `supported`.
+pub(crate) fn dtype(argument: &'static str, found: DType, supported: &[DType]) -> Result<()> {
+    if !supported.contains(&found) {
+        let names: Vec<String> = supported.iter().map(ToString::to_string).collect();
+        return Err(Error::unsupported(argument, found, names.join(", ")));
+    }
+    Ok(())
+}
+
+/// Selection weights, `[heads, dim]`, on the host: each at least 0 (infinity included).
+pub(crate) fn weights<'a>(
+    argument: &'static str,
+    weights: &Mem<'a>,
+    heads: usize,
+    dim: usize,
+) -> Result<&'a [f32]> {
+    let count = heads.checked_mul(dim).ok_or(Error::Overflow { argument })?;
+    let values = weights.slice::<f32>(argument, count)?;
+    if let Some(i) = values.iter().position(|w| w.is_nan() || *w < 0.0) {
+        let place = format!("{} at head {}, channel {}", values[i], i / dim, i % dim);
+        return Err(Error::invalid(argument, place, "values of at least 0"));
+    }
+    Ok(values)
+}
+
+/// A centre must serve every sequence of `batch`.
+pub(crate) fn center_batch(argument: &'static str, center: &Center<'_>, batch: usize) -> Result<()> {
+    if center.batch != 1 && center.batch != batch {
+        return Err(Error::invalid(argument, center.batch, format!("1, or {batch} (one per sequence)")));
+    }
+    Ok(())
+}
+
+/// Centres on the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostCenter<'a> {
+    values: &'a [f32],
+    batch: usize,
+    heads: usize,
+    dim: usize,
+}
+
+impl<'a> HostCenter<'a> {
+    /// Reads `[center.batch, heads, dim]`.
+    pub(crate) fn new(argument: &'static str, center: &Center<'a>, heads: usize, dim: usize) -> Result<Self> {
+        let count = center.batch.checked_mul(heads).and_then(|n| n.checked_mul(dim));
+        let values = center.values.slice(argument, count.ok_or(Error::Overflow { argument })?)?;
+        Ok(Self { values, batch: center.batch, heads, dim })
+    }
+
+    /// The `dim` values of one head for sequence `b`.
+    pub(crate) fn row(&self, b: usize, head: usize) -> &'a [f32] {
+        let b = if self.batch == 1 { 0 } else { b };
+        &self.values[(b * self.heads + head) * self.dim..][..self.dim]
+    }
+}
+
+/// Checks of [`Sequences`] that need no array contents.
+pub(crate) fn sequences(sequences: &Sequences<'_>, layout: &PoolLayout) -> Result<()> {
+    let max_pages = sequences.max_pages(layout.format.page_tokens());
+    let all = sequences
+        .batch
+        .checked_mul(max_pages)
+        .ok_or(Error::Overflow { argument: "sequences.batch * sequences.max_len" })?;
+    if sequences.table.is_none() && all > layout.num_pages {
+        return Err(Error::invalid(
+            "sequences.max_len",
+            format!("{} for {} contiguous sequences", sequences.max_len, sequences.batch),
+            format!("what fits in the pool's {} pages", layout.num_pages),
+        ));
+    }
+    if sequences.table.is_some() && sequences.batch > 1 && sequences.table_stride < max_pages {
+        return Err(Error::invalid(
+            "sequences.table_stride",
+            sequences.table_stride,
+            format!("at least {max_pages} (pages of max_len)"),
+        ));
+    }
+    Ok(())
+}
+
+/// Lengths and pages of a batch on the host. Lengths are 0 to max_len and every page they reach is in the pool.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostSequences<'a> {
+    pub(crate) batch: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) page_tokens: usize,
+    lens: &'a [i32],
+    lens_per_head: bool,
+    table: Option<&'a [i32]>,
+    /// Pages from one sequence to the next: of the table's rows, or of contiguous sequences.
+    stride: usize,
+}
+
+impl<'a> HostSequences<'a> {
+    /// Reads lengths and table, and checks both.
+    pub(crate) fn new(sequences: &Sequences<'a>, layout: &PoolLayout) -> Result<Self> {
+        self::sequences(sequences, layout)?;
+        let (batch, kv_heads) = (sequences.batch, layout.kv_heads);
+        let page_tokens = layout.format.page_tokens();
+        let max_pages = sequences.max_pages(page_tokens);
+        let per_row = if sequences.lens_per_head { kv_heads } else { 1 };
+        let argument = "sequences.lens";
+        let count = batch.checked_mul(per_row).ok_or(Error::Overflow { argument })?;
+        let lens = sequences.lens.slice::<i32>(argument, count)?;
+        let max_len = i64::try_from(sequences.max_len).unwrap_or(i64::MAX);
+        for (index, &len) in lens.iter().enumerate() {
+            if len < 0 || i64::from(len) > max_len {
+                let (value, allowed) = (i64::from(len), (0, max_len));
+                return Err(Error::OutOfRange { argument, index, value, allowed });
+            }
+        }
+        let (table, stride) = match &sequences.table {
+            Some(table) => {
+                let argument = "sequences.table";
+                let count = match batch {
+                    0 => Some(0),
+                    _ => {
+                        (batch - 1).checked_mul(sequences.table_stride).and_then(|n| n.checked_add(max_pages))
+                    }
+                };
+                let table = table.slice(argument, count.ok_or(Error::Overflow { argument })?)?;
+                (Some(table), sequences.table_stride)
+            }
+            None => (None, max_pages),
+        };
+        let view = Self {
+            batch,
+            kv_heads,
+            page_tokens,
+            lens,
+            lens_per_head: sequences.lens_per_head,
+            table,
+            stride,
+        };
+        view.check_table(layout.num_pages)?;
+        Ok(view)
+    }
+
+    fn check_table(&self, num_pages: usize) -> Result<()> {
+        let Some(table) = self.table else { return Ok(()) };
+        for b in 0..self.batch {
+            let first = b * self.stride;
+            let used = self.longest(b).div_ceil(self.page_tokens);
+            for (i, &page) in table[first..][..used].iter().enumerate() {
+                if usize::try_from(page).map_or(true, |p| p >= num_pages) {
+                    return Err(Error::OutOfRange {
+                        argument: "sequences.table",
+                        index: first + i,
+                        value: i64::from(page),
+                        allowed: (0, num_pages as i64 - 1),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compressed tokens of a head of sequence `b`.
+    pub(crate) fn len(&self, b: usize, head: usize) -> usize {
+        self.lens[if self.lens_per_head { b * self.kv_heads + head } else { b }] as usize
+    }
+
+    /// Compressed tokens of the longest head of sequence `b`.
+    pub(crate) fn longest(&self, b: usize) -> usize {
+        let heads = if self.lens_per_head { self.kv_heads } else { self.kv_heads.min(1) };
+        (0..heads).map(|head| self.len(b, head)).max().unwrap_or(0)
+    }
+
+    /// The page that holds tokens `i * page_tokens ..` of sequence `b`; they must be below its length.
+    pub(crate) fn page(&self, b: usize, i: usize) -> usize {
+        match self.table {
+            Some(table) => table[b * self.stride + i] as usize,
+            None => b * self.stride + i,
+        }
+    }
+}
+
+/// Checks every row of every page that the sequences reach. Names sequence, head, page and row of the first
+/// violation.
+pub(crate) fn pages(pages: &Pages<'_>, sequences: &HostSequences<'_>) -> Result<()> {
+    for b in 0..sequences.batch {
+        for head in 0..sequences.kv_heads {
+            let len = sequences.len(b, head);
+            for (i, start) in (0..len).step_by(sequences.page_tokens).enumerate() {
+                let page = sequences.page(b, i);
+                let rows = (len - start).min(sequences.page_tokens);
+                pages.layout.format.validate(pages.page(page, head), rows).map_err(|e| match e {
+                    Error::CorruptData { what, reason } => Error::CorruptData {
+                        what,
+                        reason: format!("sequence {b}, head {head}, page {page}: {reason}"),
+                    },
+                    other => other,
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ops that read ragged pages check their row offsets first, since those say what is read; the rows of uniform
+/// pages cannot leave their page.
+pub(crate) fn ragged_pages(pages: &Pages<'_>, sequences: &HostSequences<'_>) -> Result<()> {
+    match pages.layout.format.rows() {
+        Rows::Uniform { .. } => Ok(()),
+        Rows::Ragged { .. } => self::pages(pages, sequences),
+    }
+}
