@@ -113,6 +113,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The CUDA driver refused a call; the context stays usable unless the code says otherwise (a sticky error).
+    Cuda {
+        /// What was being done.
+        during: &'static str,
+        /// The `CUresult`.
+        code: i32,
+        /// The driver's name and text for it.
+        text: String,
+    },
     /// A defect of this library; the call had no effect that can be relied on.
     Internal {
         /// What happened.
@@ -174,6 +183,7 @@ impl fmt::Display for Error {
                 write!(f, "{what} is {found}; this library reads {supported}")
             }
             Self::Unavailable { reason } => write!(f, "backend unavailable: {reason}"),
+            Self::Cuda { during, code, text } => write!(f, "CUDA error {code} during {during}: {text}"),
             Self::Internal { reason } => write!(f, "internal error: {reason}"),
         }
     }
