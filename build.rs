@@ -80,7 +80,8 @@ fn kernels() -> Result<(), String> {
     let mut table = String::from("[\n");
     for name in &names {
         let path = out.join(format!("{name}.fatbin"));
-        writeln!(table, "    Fatbin {{ name: {name:?}, bytes: include_bytes!({path:?}) }},").map_err(|e| e.to_string())?;
+        writeln!(table, "    Fatbin {{ name: {name:?}, bytes: include_bytes!({path:?}) }},")
+            .map_err(|e| e.to_string())?;
     }
     table.push_str("]\n");
     fs::write(out.join("fatbins.rs"), table).map_err(|e| format!("fatbins.rs: {e}"))?;
@@ -92,7 +93,10 @@ fn find_nvcc() -> Option<PathBuf> {
     if let Some(nvcc) = env::var_os("NVCC").filter(|v| !v.is_empty()) {
         return Some(PathBuf::from(nvcc));
     }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| Path::new(&home).join("bin"));
+    let homes = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(env::var_os)
+        .map(|home| Path::new(&home).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
     let fallback = PathBuf::from("/usr/local/cuda/bin");
     homes.chain(env::split_paths(&path)).chain([fallback]).map(|dir| dir.join("nvcc")).find(|p| p.is_file())
@@ -106,7 +110,10 @@ fn archs() -> Result<Vec<u32>, String> {
         .filter(|part| !part.is_empty())
         .map(|part| match part.parse() {
             Ok(arch) if arch >= ARCHS[0] => Ok(arch),
-            _ => Err(format!("MUSTAFAR_CUDA_ARCHS has {part:?}; allowed: numbers from {} such as 80;90", ARCHS[0])),
+            _ => Err(format!(
+                "MUSTAFAR_CUDA_ARCHS has {part:?}; allowed: numbers from {} such as 80;90",
+                ARCHS[0]
+            )),
         })
         .collect()
 }
@@ -132,7 +139,11 @@ fn compile_all(nvcc: &Path, archs: &[u32], out: &Path) -> Result<Vec<String>, St
     sources.sort();
     let queue = Mutex::new(sources.clone());
     let failures = Mutex::new(Vec::new());
-    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).clamp(1, sources.len().max(1));
+    let jobs = env::var("NUM_JOBS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(1usize)
+        .clamp(1, sources.len().max(1));
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -166,11 +177,13 @@ fn compile(nvcc: &Path, archs: &[u32], source: &Path, out: &Path) -> Result<(), 
     command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(source);
     let result = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
     let text = String::from_utf8_lossy(&result.stderr);
-    fs::write(out.join(format!("{name}.ptxas")), text.as_bytes()).map_err(|e| format!("{name}.ptxas: {e}"))?;
+    fs::write(out.join(format!("{name}.ptxas")), text.as_bytes())
+        .map_err(|e| format!("{name}.ptxas: {e}"))?;
     if !result.status.success() {
         return Err(format!("nvcc failed on {}:\n{text}", source.display()));
     }
-    let spills = |line: &&str| line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill");
+    let spills =
+        |line: &&str| line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill");
     match text.lines().find(spills) {
         Some(line) => Err(format!("{} spills registers: {}", source.display(), line.trim())),
         None => Ok(()),

@@ -6,7 +6,7 @@
 //!
 //! - [`Cache`] manages pages, dense window and sinks for many layers and sequences. Most Rust callers start here.
 //! - [`ops`] are the same operations over memory that an engine owns: pools, block tables, slots.
-//! - `reference` says in a few lines of float64 what every op computes.
+//! - [`reference`](mod@reference) says in plain float64 loops what every op computes: the place to start reading.
 //!
 //! Everything works on host memory with [`Context::cpu`].
 
@@ -19,6 +19,7 @@ pub mod format;
 pub mod mem;
 pub mod ops;
 pub mod pool;
+pub mod reference;
 pub mod sparsity;
 pub mod tensor;
 #[doc = "What kernels exist for: head dimensions, page sizes, value types."]
