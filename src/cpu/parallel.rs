@@ -1,5 +1,6 @@
 //! Threads of one op: started when it runs, gone when it returns.
 
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Below this much memory traffic per thread, starting one (about 20 us) costs more than it saves.
@@ -10,27 +11,31 @@ pub(crate) fn useful_threads(threads: usize, bytes: usize) -> usize {
     (bytes / MIN_BYTES_PER_THREAD).clamp(1, threads)
 }
 
-/// Runs `work` on every item, with up to `threads` threads including the caller's. Each thread takes a
-/// contiguous share of the items in order, so what an item does must not depend on the others.
+/// Runs `work` on every item, with up to `threads` threads including the caller's. Threads take items from one
+/// queue, so what an item does must not depend on the others. Where the system refuses a thread, the others do
+/// its work.
 pub(crate) fn for_each<T: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) + Sync) {
-    let shares = threads.clamp(1, items.len().max(1));
-    let (base, extra) = (items.len() / shares, items.len() % shares);
-    let mut items = items.into_iter();
-    let mine: Vec<T> = items.by_ref().take(base + usize::from(extra > 0)).collect();
-    let work = &work;
-    thread::scope(|scope| {
-        for share in 1..shares {
-            let share: Vec<T> = items.by_ref().take(base + usize::from(share < extra)).collect();
-            scope.spawn(move || share.into_iter().for_each(work));
+    let extra = threads.min(items.len()).saturating_sub(1);
+    let queue = Mutex::new(items.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let drain = || {
+        while let Some(item) = next() {
+            work(item);
         }
-        mine.into_iter().for_each(work);
+    };
+    thread::scope(|scope| {
+        for _ in 0..extra {
+            if thread::Builder::new().spawn_scoped(scope, drain).is_err() {
+                break;
+            }
+        }
+        drain();
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[test]
     fn every_item_once() {

@@ -1,0 +1,72 @@
+//! The row primitives in plain Rust: the definition the SIMD versions are tested against.
+
+use super::{KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, Mask, search};
+use crate::dtype::DType;
+use half::{bf16, f16};
+
+pub(super) fn select(row: &[u16], keep: u32, all_ties: bool) -> Mask {
+    let magnitude = |c: usize| u32::from(row[c] & MAGNITUDE);
+    search(MAGNITUDE_BITS, keep, all_ties, |least| at_least(row.len(), least, magnitude))
+}
+
+pub(super) fn select_keys(keys: &[u32], keep: u32) -> Mask {
+    search(KEY_BITS, keep, false, |least| at_least(keys.len(), least, |c| keys[c]))
+}
+
+fn at_least(dim: usize, least: u32, key: impl Fn(usize) -> u32) -> Mask {
+    let mut mask = Mask::default();
+    for c in 0..dim {
+        mask.0[c / 32] |= u32::from(key(c) >= least) << (c % 32);
+    }
+    mask
+}
+
+pub(super) fn nonzero(row: &[u16]) -> Mask {
+    at_least(row.len(), 1, |c| u32::from(row[c] & MAGNITUDE))
+}
+
+pub(super) fn pack(row: &[u16], mask: &Mask, out: &mut [u8]) {
+    for (to, c) in out.chunks_exact_mut(2).zip(mask.channels()) {
+        to.copy_from_slice(&row[c].to_le_bytes());
+    }
+}
+
+pub(super) fn expand(bitmap: &[u8], values: &[u8], out: &mut [u16]) {
+    let mut values = values.chunks_exact(2);
+    for (bits, out) in bitmap.iter().zip(out.chunks_exact_mut(8)) {
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = match bits >> c & 1 {
+                1 => values.next().map_or(0, |v| u16::from_le_bytes([v[0], v[1]])),
+                _ => 0,
+            };
+        }
+    }
+}
+
+pub(super) fn zero_dropped(row: &mut [u16], mask: &Mask) {
+    for (c, x) in row.iter_mut().enumerate() {
+        if mask.0[c / 32] >> (c % 32) & 1 == 0 {
+            *x = 0;
+        }
+    }
+}
+
+pub(super) fn widen(dtype: DType, from: &[u16], to: &mut [f32]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = match dtype {
+            DType::F16 => f16::from_bits(from).to_f32(),
+            // Exact for NaN too, where `half` would set the quiet bit.
+            _ => f32::from_bits(u32::from(from) << 16),
+        };
+    }
+}
+
+pub(super) fn narrow(dtype: DType, from: &[f32], to: &mut [u16]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = match dtype {
+            _ if from.is_nan() => super::canonical_nan(dtype),
+            DType::F16 => f16::from_f32(from).to_bits(),
+            _ => bf16::from_f32(from).to_bits(),
+        };
+    }
+}

@@ -1,0 +1,46 @@
+//! Byte-shuffle controls for 8 values of 16 bits, indexed by 8 bits of a bitmap.
+
+/// 256 controls of 16 bytes for `pshufb`: bytes `2i` and `2i + 1` of an entry say where value i comes from; 0x80
+/// writes zero.
+#[repr(C, align(64))]
+pub(crate) struct Shuffles(pub(crate) [[u8; 16]; 256]);
+
+const ZERO: u8 = 0x80;
+
+/// Packed values to channels: channel i takes the value whose rank is the number of set bits below i.
+pub(crate) static EXPAND: Shuffles = {
+    let mut table = [[ZERO; 16]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (mut channel, mut rank) = (0, 0);
+        while channel < 8 {
+            if bits >> channel & 1 == 1 {
+                table[bits][2 * channel] = 2 * rank;
+                table[bits][2 * channel + 1] = 2 * rank + 1;
+                rank += 1;
+            }
+            channel += 1;
+        }
+        bits += 1;
+    }
+    Shuffles(table)
+};
+
+/// Channels to packed values: the inverse of [`EXPAND`].
+pub(crate) static PACK: Shuffles = {
+    let mut table = [[ZERO; 16]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (mut channel, mut rank) = (0, 0);
+        while channel < 8 {
+            if bits >> channel & 1 == 1 {
+                table[bits][2 * rank] = 2 * channel;
+                table[bits][2 * rank + 1] = 2 * channel + 1;
+                rank += 1;
+            }
+            channel += 1;
+        }
+        bits += 1;
+    }
+    Shuffles(table)
+};
