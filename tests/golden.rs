@@ -1,0 +1,235 @@
+//! The library and the reference against the golden vectors of `tests/vectors/`.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+use mustafar::ops::Selection;
+use mustafar::reference::{self, Row};
+use mustafar::{DType, Error, PageFormat};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+// ---- reading the files --------------------------------------------------------------------------------------
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+}
+
+/// The cases of a file; a file without cases fails.
+fn cases(file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(directory().join(file)).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(!cases.is_empty(), "{file} is empty");
+    cases
+}
+
+fn hex(text: &Value) -> Vec<u8> {
+    let text = text.as_str().unwrap();
+    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+}
+
+fn size(case: &Value, key: &str) -> usize {
+    usize::try_from(case[key].as_u64().unwrap_or_else(|| panic!("{key} of {case}"))).unwrap()
+}
+
+fn name(case: &Value) -> &str {
+    case["name"].as_str().unwrap()
+}
+
+fn dtype(case: &Value) -> DType {
+    match case["dtype"].as_str().unwrap() {
+        "f16" => DType::F16,
+        "bf16" => DType::Bf16,
+        other => panic!("dtype {other}"),
+    }
+}
+
+fn format(case: &Value) -> PageFormat {
+    let (dtype, dim, tokens) = (dtype(case), size(case, "head_dim"), size(case, "page_tokens"));
+    match case.get("keep") {
+        Some(_) => PageFormat::uniform(dtype, dim, tokens, size(case, "keep")),
+        None => PageFormat::ragged(dtype, dim, tokens, size(case, "capacity")),
+    }
+    .unwrap()
+}
+
+/// `[tokens, dim]` 16-bit patterns.
+fn rows(case: &Value, key: &str) -> Vec<Vec<u16>> {
+    let elements: Vec<u16> = hex(&case[key]).chunks(2).map(|x| u16::from_le_bytes([x[0], x[1]])).collect();
+    elements.chunks(size(case, "head_dim")).map(<[u16]>::to_vec).collect()
+}
+
+fn floats(value: &Value) -> Option<Vec<f32>> {
+    value.as_str()?;
+    Some(hex(value).chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect())
+}
+
+/// A mask as bools per row.
+fn masks(case: &Value) -> Vec<Vec<bool>> {
+    let dim = size(case, "head_dim");
+    let bit = |row: &[u8], c: usize| row[c / 8] >> (c % 8) & 1 == 1;
+    hex(&case["mask"]).chunks(dim / 8).map(|row| (0..dim).map(|c| bit(row, c)).collect()).collect()
+}
+
+fn selection(case: &Value) -> Selection {
+    let (rule, n) = case["selection"].as_object().unwrap().iter().next().unwrap();
+    let n = usize::try_from(n.as_u64().unwrap()).unwrap();
+    match rule.as_str() {
+        "token" => Selection::Token { keep: n },
+        "token_reference_ties" => Selection::TokenReferenceTies { dropped: n },
+        "channel" => Selection::Channel { keep: n },
+        other => panic!("selection {other}"),
+    }
+}
+
+fn error_kind(error: &Error) -> String {
+    let debug = format!("{error:?}");
+    debug.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
+}
+
+// ---- the files themselves -----------------------------------------------------------------------------------
+
+#[test]
+fn files_are_what_the_generator_writes() {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("vectors");
+    std::fs::create_dir_all(&target).unwrap();
+    let status = Command::new("python3")
+        .args([directory().join("generate.py"), target.clone()])
+        .status()
+        .expect("python3 is needed to check the golden vectors");
+    assert!(status.success(), "generate.py failed: {status}");
+    let mut compared = 0;
+    for entry in std::fs::read_dir(&target).unwrap() {
+        let path = entry.unwrap().path();
+        let committed = directory().join(path.file_name().unwrap());
+        let same = std::fs::read(&path).unwrap() == std::fs::read(&committed).unwrap();
+        assert!(same, "{} differs from the generator's output", committed.display());
+        compared += 1;
+    }
+    let committed = std::fs::read_dir(directory()).unwrap();
+    let json = committed.filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|x| x == "json"));
+    assert_eq!(compared, json.count(), "a committed file is not written by the generator");
+}
+
+#[test]
+fn format_document_shows_the_golden_page() {
+    let text = std::fs::read_to_string(directory().join("../../docs/format.md")).unwrap();
+    // Dump lines are "0080  11 22 33 ..": an offset of four digits, then bytes.
+    let dumps: Vec<(usize, Vec<u8>)> = text
+        .lines()
+        .filter_map(|line| {
+            let (offset, bytes) = line.split_at_checked(4)?;
+            let offset = usize::from_str_radix(offset, 16).ok()?;
+            let bytes = bytes.strip_prefix("  ")?.split("  ").next()?.split(' ');
+            Some((offset, bytes.map(|b| u8::from_str_radix(b, 16).ok()).collect::<Option<_>>()?))
+        })
+        .collect();
+    let first_dump = dumps.iter().skip(1).position(|(offset, _)| *offset == 0).unwrap() + 1;
+    for (dump, file) in [(&dumps[..first_dump], "append.json"), (&dumps[first_dump..], "compress.json")] {
+        let page = hex(&cases(file)[0]["page"]);
+        let mut shown = 0;
+        for (offset, bytes) in dump {
+            assert_eq!(bytes, &page[*offset..*offset + bytes.len()], "{file} at {offset:#x}");
+            shown += bytes.len();
+        }
+        assert_eq!(shown, page.len(), "{file}: the document shows the whole page");
+    }
+}
+
+// ---- the reference ------------------------------------------------------------------------------------------
+
+#[test]
+fn reference_writes_the_golden_pages() {
+    for case in cases("append.json") {
+        let format = format(&case);
+        let (weights, center) = (floats(&case["weights"]), floats(&case["center"]));
+        let stored: Vec<Row> = rows(&case, "input")
+            .iter()
+            .map(|row| match &center {
+                Some(c) => reference::center(format.dtype(), row, c),
+                None => row.clone(),
+            })
+            .map(|row| {
+                reference::prune_token(format.dtype(), &row, format.keep().unwrap(), weights.as_deref())
+            })
+            .collect();
+        let mut page = vec![0xFF; format.page_bytes()];
+        for (token, slot) in case["slots"].as_array().unwrap().iter().enumerate() {
+            let Ok(slot) = usize::try_from(slot.as_i64().unwrap()) else { continue };
+            // The reference writes whole pages: take the one row from a page that holds it alone.
+            let (row_bytes, keep) = (format.bitmap_row_bytes(), format.keep().unwrap());
+            let alone = reference::page(&format, &stored[token..=token], 0).unwrap();
+            page[slot * row_bytes..][..row_bytes].copy_from_slice(&alone[..row_bytes]);
+            let values = format.values_offset();
+            page[values + slot * keep * 2..][..keep * 2].copy_from_slice(&alone[values..][..keep * 2]);
+        }
+        assert_eq!(page, hex(&case["page"]), "{}", name(&case));
+    }
+    for case in cases("compress.json") {
+        let format = format(&case);
+        let stored: Vec<Row> =
+            masks(&case).into_iter().zip(rows(&case, "input")).map(|(m, x)| Row::new(m, &x)).collect();
+        let page = reference::page(&format, &stored, 0).unwrap();
+        assert_eq!(page, hex(&case["page"]), "{}", name(&case));
+        assert_eq!(reference::read_page(&format, &page, stored.len()), stored, "{}", name(&case));
+    }
+}
+
+#[test]
+fn reference_prunes_as_the_golden_masks() {
+    for case in cases("prune.json") {
+        let input = rows(&case, "input");
+        let pruned: Vec<Row> = match selection(&case) {
+            Selection::Token { keep } => {
+                input.iter().map(|row| reference::prune_token(dtype(&case), row, keep, None)).collect()
+            }
+            Selection::TokenReferenceTies { dropped } => {
+                input.iter().map(|row| reference::prune_reference_ties(row, dropped)).collect()
+            }
+            Selection::Channel { keep } => {
+                input.chunks(32).flat_map(|group| reference::prune_channel(group, keep)).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            pruned.iter().map(|r| r.mask.clone()).collect::<Vec<_>>(),
+            masks(&case),
+            "{}",
+            name(&case)
+        );
+        assert_eq!(pruned.into_iter().map(|r| r.bits).collect::<Vec<_>>(), rows(&case, "output"));
+    }
+}
+
+// ---- rejects ------------------------------------------------------------------------------------------------
+
+#[test]
+fn damaged_pages_are_refused() {
+    for case in cases("page_rejects.json") {
+        let result = format(&case).validate(&hex(&case["page"]), size(&case, "rows"));
+        match (result, case["error"].as_str()) {
+            (Ok(()), None) => {}
+            (Err(error), Some(kind)) => {
+                assert_eq!(error_kind(&error), kind, "{}", name(&case));
+                assert_eq!(error.to_string(), case["message"].as_str().unwrap(), "{}", name(&case));
+            }
+            (result, expected) => panic!("{}: {result:?}, expected {expected:?}", name(&case)),
+        }
+    }
+}
+
+#[test]
+fn unknown_formats_are_refused() {
+    for case in cases("format_rejects.json") {
+        let code = u32::try_from(case["dtype_code"].as_u64().unwrap()).unwrap();
+        let result = DType::from_code("dtype", code).and_then(|dtype| {
+            let (dim, tokens) = (size(&case, "head_dim"), size(&case, "page_tokens"));
+            match case.get("keep") {
+                Some(_) => PageFormat::uniform(dtype, dim, tokens, size(&case, "keep")),
+                None => PageFormat::ragged(dtype, dim, tokens, size(&case, "capacity")),
+            }
+        });
+        let error = result.expect_err(&case.to_string());
+        assert_eq!(error_kind(&error), case["error"].as_str().unwrap(), "{case}");
+        assert_eq!(error.to_string(), case["message"].as_str().unwrap(), "{case}");
+    }
+}
