@@ -48,3 +48,26 @@ impl fmt::Display for DType {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_names_are_fixed() {
+        for (dtype, code, bytes, name) in
+            [(DType::F16, 1, 2, "f16"), (DType::Bf16, 2, 2, "bf16"), (DType::F32, 3, 4, "f32")]
+        {
+            assert_eq!((dtype as u32, dtype.bytes(), dtype.to_string().as_str()), (code, bytes, name));
+            assert_eq!(DType::from_code("dtype", code), Ok(dtype));
+        }
+    }
+
+    #[test]
+    fn unknown_codes_are_refused() {
+        for code in [0, 4, 16, 17, 32, u32::MAX] {
+            let message = format!("dtype_k is {code}; allowed: 1 (f16), 2 (bf16), 3 (f32)");
+            assert_eq!(DType::from_code("dtype_k", code).map_err(|e| e.to_string()), Err(message));
+        }
+    }
+}

@@ -172,7 +172,7 @@ impl fmt::Display for Error {
             Self::PageOverflow { page, head, needed, capacity } => write!(
                 f,
                 "page {page} of head {head} keeps {needed} values; its capacity is {capacity}, {} too few",
-                needed - capacity
+                needed.saturating_sub(*capacity)
             ),
             Self::CacheFull { what, needed, free } => {
                 write!(f, "cache needs {needed} more {what}; free: {free}")
@@ -190,3 +190,46 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_argument_value_and_what_is_allowed() {
+        let cases = [
+            (Error::invalid("keep", 129, "1 to 128"), "keep is 129; allowed: 1 to 128"),
+            (Error::NullPointer { argument: "slots" }, "slots is null; it must point to valid memory"),
+            (
+                Error::Misaligned { argument: "pool", value: 0x1008, required: 16 },
+                "pool is 0x1008; it must be a multiple of 16 bytes",
+            ),
+            (Error::Overflow { argument: "page_stride" }, "page_stride does not fit in 64 bits"),
+            (
+                Error::OutOfRange { argument: "slots", index: 3, value: -2, allowed: (-1, 63) },
+                "slots[3] is -2; allowed: -1 to 63",
+            ),
+            (
+                Error::BufferTooSmall { argument: "workspace", bytes: 10, needed: 64 },
+                "workspace has 10 bytes; needed: 64",
+            ),
+            (Error::unsupported("head_dim", 80, "64, 96"), "head_dim is 80; supported: 64, 96"),
+            (
+                Error::PageOverflow { page: 2, head: 1, needed: 70, capacity: 64 },
+                "page 2 of head 1 keeps 70 values; its capacity is 64, 6 too few",
+            ),
+            (Error::CacheFull { what: "pages", needed: 4, free: 1 }, "cache needs 4 more pages; free: 1"),
+            (Error::OutOfMemory { bytes: 4096 }, "allocation of 4096 bytes failed"),
+            (Error::CorruptData { what: "page", reason: "row 0".into() }, "page is damaged: row 0"),
+            (
+                Error::VersionMismatch { what: "snapshot", found: "9".into(), supported: "1".into() },
+                "snapshot is 9; this library reads 1",
+            ),
+            (Error::Unavailable { reason: "no driver".into() }, "backend unavailable: no driver"),
+            (Error::Internal { reason: "x".into() }, "internal error: x"),
+        ];
+        for (error, message) in cases {
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

@@ -224,3 +224,109 @@ impl PageFormat {
 pub(crate) fn list(values: &[usize]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::reference::{self, Row};
+
+    /// Page bytes worked out by hand: (head_dim, page_tokens, keep at 0.7, uniform pages that keep 1, that many, half,
+    /// all; ragged pages with room for 0, 1, page_tokens * that many, all values).
+    const BYTES: [(usize, usize, usize, [usize; 4], [usize; 4]); 16] = [
+        (64, 16, 20, [160, 768, 1152, 2176], [176, 192, 816, 2224]),
+        (64, 32, 20, [320, 1536, 2304, 4352], [336, 352, 1616, 4432]),
+        (64, 64, 20, [640, 3072, 4608, 8704], [656, 672, 3216, 8848]),
+        (64, 128, 20, [1280, 6144, 9216, 17408], [1296, 1312, 6416, 17680]),
+        (96, 16, 29, [224, 1120, 1728, 3264], [240, 256, 1168, 3312]),
+        (96, 32, 29, [448, 2240, 3456, 6528], [464, 480, 2320, 6608]),
+        (96, 64, 29, [896, 4480, 6912, 13056], [912, 928, 4624, 13200]),
+        (96, 128, 29, [1792, 8960, 13824, 26112], [1808, 1824, 9232, 26384]),
+        (128, 16, 39, [288, 1504, 2304, 4352], [304, 320, 1552, 4400]),
+        (128, 32, 39, [576, 3008, 4608, 8704], [592, 608, 3088, 8784]),
+        (128, 64, 39, [1152, 6016, 9216, 17408], [1168, 1184, 6160, 17552]),
+        (128, 128, 39, [2304, 12032, 18432, 34816], [2320, 2336, 12304, 35088]),
+        (256, 16, 77, [544, 2976, 4608, 8704], [560, 576, 3024, 8752]),
+        (256, 32, 77, [1088, 5952, 9216, 17408], [1104, 1120, 6032, 17488]),
+        (256, 64, 77, [2176, 11904, 18432, 34816], [2192, 2208, 12048, 34960]),
+        (256, 128, 77, [4352, 23808, 36864, 69632], [4368, 4384, 24080, 69904]),
+    ];
+
+    #[test]
+    fn page_bytes_are_exact() {
+        for (dim, tokens, keep, uniform, ragged) in BYTES {
+            for dtype in [DType::F16, DType::Bf16] {
+                let bytes = |keep| PageFormat::uniform(dtype, dim, tokens, keep).unwrap().page_bytes();
+                assert_eq!([1, keep, dim / 2, dim].map(bytes), uniform, "{dim} x {tokens}");
+                let bytes = |room| PageFormat::ragged(dtype, dim, tokens, room).unwrap().page_bytes();
+                let rooms = [0, 1, tokens * keep, tokens * dim];
+                assert_eq!(rooms.map(bytes), ragged, "{dim} x {tokens}");
+            }
+        }
+        assert_eq!(BYTES.len(), HEAD_DIMS.len() * PAGE_TOKENS.len());
+    }
+
+    #[test]
+    fn every_layout_agrees_with_a_page_built_in_order() {
+        for dim in HEAD_DIMS {
+            for tokens in PAGE_TOKENS {
+                for keep in 1..=dim {
+                    let uniform = PageFormat::uniform(DType::F16, dim, tokens, keep).unwrap();
+                    let page = reference::page(&uniform, &[], 0xAA).unwrap();
+                    assert_eq!(page.len(), uniform.page_bytes());
+                    assert_eq!(uniform.values_offset() + 2 * uniform.capacity(), uniform.page_bytes());
+                    assert_eq!(uniform.values_offset(), uniform.bitmap_bytes());
+                    assert!(
+                        uniform.offsets_offset().is_none() && uniform.page_bytes().is_multiple_of(PAGE_ALIGN)
+                    );
+
+                    let ragged = PageFormat::ragged(DType::Bf16, dim, tokens, keep).unwrap();
+                    // One row of one value: its bits show where the value section starts.
+                    let mut bits = vec![0; dim];
+                    bits[0] = 0xBEEF;
+                    let row = Row::new((0..dim).map(|c| c == 0).collect(), &bits);
+                    let page = reference::page(&ragged, &[row], 0).unwrap();
+                    assert_eq!(page.len(), ragged.page_bytes());
+                    assert_eq!(page[ragged.values_offset()..][..2], 0xBEEFu16.to_le_bytes());
+                    assert_eq!(page[ragged.offsets_offset().unwrap()..][..6], [0, 0, 1, 0, 1, 0]);
+                    assert!(ragged.values_offset().is_multiple_of(PAGE_ALIGN));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_dense_are_the_documented_ones() {
+        let share = |keep| {
+            let format = PageFormat::uniform(DType::F16, 128, 64, keep).unwrap();
+            format.page_bytes() as f64 / format.dense_bytes() as f64
+        };
+        assert_eq!((share(64), share(39)), (0.5625, 94.0 / 256.0));
+    }
+
+    #[test]
+    fn accessors_give_back_what_was_asked() {
+        let uniform = PageFormat::uniform(DType::Bf16, 96, 32, 29).unwrap();
+        assert_eq!((uniform.dtype(), uniform.head_dim(), uniform.page_tokens()), (DType::Bf16, 96, 32));
+        assert_eq!((uniform.keep(), uniform.capacity()), (Some(29), 928));
+        let ragged = PageFormat::ragged(DType::F16, 64, 16, 7).unwrap();
+        assert_eq!((ragged.keep(), ragged.capacity()), (None, 7));
+        assert_eq!(ragged.rows(), Rows::Ragged { capacity: 7 });
+        assert_ne!(ragged, PageFormat::ragged(DType::F16, 64, 16, 8).unwrap());
+    }
+
+    #[test]
+    fn every_single_bit_of_a_row_counts() {
+        let format = PageFormat::uniform(DType::F16, 96, 16, 1).unwrap();
+        for bit in 0..96 {
+            let mut page = vec![0; format.page_bytes()];
+            page[bit / 8] = 1 << (bit % 8);
+            format.validate(&page, 1).unwrap();
+            // The same bit one row later leaves row 0 empty.
+            page.copy_within(0..12, 12);
+            page[..12].fill(0);
+            let error = format.validate(&page, 2).unwrap_err().to_string();
+            assert_eq!(error, "page is damaged: row 0 has 0 bits set, keep is 1");
+        }
+    }
+}

@@ -210,3 +210,53 @@ pub(crate) fn check<T>(
     }
     Ok(false)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A view whose address is checked but never dereferenced.
+    fn view(address: u64, bytes: usize, place: Place) -> Mem<'static> {
+        // SAFETY: the tests below only use it where a check fails or nothing is read.
+        unsafe { Mem::from_raw(address, bytes, place) }
+    }
+
+    #[test]
+    fn slices_come_back_as_they_were() {
+        let mut numbers = [1.5f32, -2.0, 3.25];
+        assert_eq!(Mem::host(&numbers).slice::<f32>("x", 3), Ok(&numbers[..]));
+        assert_eq!(Mem::host(&numbers).slice::<f32>("x", 2), Ok(&numbers[..2]));
+        let mut mem = MemMut::host(&mut numbers);
+        assert_eq!((mem.bytes(), mem.place()), (12, Place::Host));
+        mem.reborrow().slice_mut::<f32>("x", 3).unwrap()[1] = 7.0;
+        assert_eq!(mem.as_ref().slice::<f32>("x", 3), Ok(&[1.5, 7.0, 3.25][..]));
+        assert_eq!(mem.skip("x", 4).unwrap().as_ref().slice::<f32>("x", 2), Ok(&[7.0, 3.25][..]));
+    }
+
+    #[test]
+    fn each_defect_has_its_error() {
+        let host = |address, bytes| view(address, bytes, Place::Host);
+        assert_eq!(host(0, 8).slice::<u32>("x", 2), Err(Error::NullPointer { argument: "x" }));
+        let misaligned = Error::Misaligned { argument: "x", value: 0x1002, required: 4 };
+        assert_eq!(host(0x1002, 8).slice::<u32>("x", 2), Err(misaligned));
+        let short = Error::BufferTooSmall { argument: "x", bytes: 7, needed: 8 };
+        assert_eq!(host(0x1000, 7).slice::<u32>("x", 2), Err(short));
+        let overflow = Error::Overflow { argument: "x" };
+        assert_eq!(host(0x1000, 8).slice::<u32>("x", usize::MAX / 2), Err(overflow));
+        let device = view(0x1000, 8, Place::Device).slice::<u32>("x", 2).unwrap_err().to_string();
+        assert_eq!(device, "x is device memory; allowed: host memory on the CPU backend");
+        // Nothing is needed of memory of which nothing is used.
+        assert_eq!(host(0, 0).slice::<u32>("x", 0), Ok(&[][..]));
+        assert_eq!(host(0x1001, 8).slice::<u32>("x", 0), Ok(&[][..]));
+    }
+
+    #[test]
+    fn skipping_stays_inside() {
+        let mem = view(0x1000, 16, Place::Device);
+        let rest = mem.skip("x", 16).unwrap();
+        assert_eq!((rest.address(), rest.bytes(), rest.place()), (0x1010, 0, Place::Device));
+        let short = Error::BufferTooSmall { argument: "x", bytes: 16, needed: 17 };
+        assert_eq!(mem.skip("x", 17).map(|_| ()), Err(short));
+    }
+}

@@ -57,14 +57,17 @@ impl PoolLayout {
 
     fn check(&self, argument: &'static str, address: u64, bytes: usize) -> Result<()> {
         let needed = self.extent(argument)?;
-        if needed > 0 && address == 0 {
+        if needed == 0 {
+            return Ok(());
+        }
+        if address == 0 {
             return Err(Error::NullPointer { argument });
         }
         if needed > bytes {
             return Err(Error::BufferTooSmall { argument, bytes, needed });
         }
         for value in [address, self.page_stride as u64, self.head_stride as u64] {
-            if needed > 0 && !value.is_multiple_of(PAGE_ALIGN as u64) {
+            if !value.is_multiple_of(PAGE_ALIGN as u64) {
                 return Err(Error::Misaligned { argument, value, required: PAGE_ALIGN });
             }
         }
@@ -218,5 +221,121 @@ impl Sequences<'_> {
     #[must_use]
     pub fn max_pages(&self, page_tokens: usize) -> usize {
         self.max_len.div_ceil(page_tokens)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::mem::Place;
+
+    fn layout(num_pages: usize, kv_heads: usize) -> PoolLayout {
+        // 16 rows of 8 bitmap bytes and two 2-byte values: 192 bytes.
+        PoolLayout::contiguous(PageFormat::uniform(DType::F16, 64, 16, 2).unwrap(), num_pages, kv_heads)
+            .unwrap()
+    }
+
+    /// The check of a pool at an address that is never read.
+    fn check(layout: PoolLayout, address: u64, bytes: usize) -> Result<()> {
+        layout.check("k", address, bytes)
+    }
+
+    fn message(result: Result<()>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn contiguous_pools_are_page_major() {
+        let layout = layout(5, 3);
+        assert_eq!((layout.head_stride, layout.page_stride), (192, 576));
+        assert_eq!((layout.extent("k"), layout.offset(4, 2), layout.slots()), (Ok(2880), 2688, 80));
+        assert_eq!(check(layout, 0x1000, 2880), Ok(()));
+    }
+
+    #[test]
+    fn short_null_and_misaligned_memory_is_refused() {
+        let layout = layout(5, 3);
+        assert_eq!(message(check(layout, 0x1000, 2879)), "k has 2879 bytes; needed: 2880");
+        assert_eq!(check(layout, 0, 2880), Err(Error::NullPointer { argument: "k" }));
+        assert_eq!(message(check(layout, 0x1008, 2880)), "k is 0x1008; it must be a multiple of 16 bytes");
+        let odd = PoolLayout { page_stride: 584, ..layout };
+        assert_eq!(message(check(odd, 0x1000, 4096)), "k is 0x248; it must be a multiple of 16 bytes");
+        let odd = PoolLayout { head_stride: 200, ..layout };
+        assert_eq!(message(check(odd, 0x1000, 4096)), "k is 0xc8; it must be a multiple of 16 bytes");
+    }
+
+    #[test]
+    fn overlapping_pages_are_refused() {
+        let good = layout(5, 3);
+        for (page_stride, head_stride, ok) in [
+            (576, 192, true),
+            (560, 192, false), // page p + 1 starts in the last head of page p
+            (192, 960, true),  // heads outermost
+            (192, 944, false),
+            (176, 960, false), // pages of one head overlap
+            (0, 960, false),
+            (576, 0, false),
+            (1152, 208, true), // gaps
+        ] {
+            let result = check(PoolLayout { page_stride, head_stride, ..good }, 0x1000, 1 << 20);
+            assert_eq!(result.is_ok(), ok, "{page_stride} / {head_stride}: {result:?}");
+            assert!(ok || message(result).contains("strides under which pages of 192 bytes do not overlap"));
+        }
+        // The stride of a dimension of one does not matter.
+        assert_eq!(check(PoolLayout { page_stride: 0, ..layout(1, 3) }, 0x1000, 576), Ok(()));
+        assert_eq!(check(PoolLayout { head_stride: 0, ..layout(5, 1) }, 0x1000, 960), Ok(()));
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let good = layout(2, 2);
+        let overflow = Err(Error::Overflow { argument: "k" });
+        assert_eq!(check(PoolLayout { page_stride: usize::MAX & !15, ..good }, 0x1000, usize::MAX), overflow);
+        assert_eq!(check(PoolLayout { num_pages: usize::MAX, ..good }, 0x1000, usize::MAX), overflow);
+        assert_eq!(check(PoolLayout { kv_heads: usize::MAX, ..good }, 0x1000, usize::MAX), overflow);
+        let format = good.format;
+        assert!(PoolLayout::contiguous(format, 1, usize::MAX).is_err());
+        // Nothing is multiplied for a pool without pages.
+        let empty = PoolLayout { num_pages: 0, kv_heads: usize::MAX, head_stride: usize::MAX, ..good };
+        assert_eq!((empty.extent("k"), check(empty, 0, 0)), (Ok(0), Ok(())));
+    }
+
+    #[test]
+    fn pages_are_read_and_written_where_the_layout_says() {
+        let layout = PoolLayout { page_stride: 192 + 16, head_stride: 3 * 208 + 32, ..layout(3, 2) };
+        let extent = layout.extent("k").unwrap();
+        let mut raw = vec![0u8; extent + PAGE_ALIGN];
+        let start = raw.as_ptr().align_offset(PAGE_ALIGN);
+        let bytes = &mut raw[start..start + extent];
+        let mut pool = PagePoolMut::new("k", MemMut::host(bytes), layout).unwrap();
+        let (mut low, mut high) = pool.pages_mut("k").unwrap().split_heads(1);
+        low.page_mut(2, 0).fill(7);
+        high.page_mut(1, 0).fill(9);
+        let set = |value| raw.iter().filter(|&&b| b == value).count();
+        assert_eq!((set(7), set(9)), (192, 192));
+        let pool = PagePool::new("k", Mem::host(&raw[start..start + extent]), layout).unwrap();
+        let pages = pool.pages("k").unwrap();
+        assert!(pages.page(2, 0).iter().all(|&b| b == 7) && pages.page(1, 1).iter().all(|&b| b == 9));
+    }
+
+    #[test]
+    #[should_panic(expected = "page out of range")]
+    fn pages_outside_the_pool_do_not_exist() {
+        let layout = layout(1, 1);
+        // SAFETY: the address is checked and never dereferenced.
+        let mem = unsafe { MemMut::from_raw(0x1000, 192, Place::Host) };
+        let mut pool = PagePoolMut::new("k", mem, layout).unwrap();
+        pool.pages_mut("k").unwrap().page_mut(0, 1);
+    }
+
+    #[test]
+    fn device_memory_has_no_host_pages() {
+        // SAFETY: device views are never dereferenced on the host, which is what this test is about.
+        let mem = unsafe { Mem::from_raw(0x1000, 1 << 20, Place::Device) };
+        let pool = PagePool::new("k", mem, layout(2, 2)).unwrap();
+        let error = pool.pages("k").map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), "k is device memory; allowed: host memory on the CPU backend");
     }
 }

@@ -235,3 +235,124 @@ impl<'a, T: Element> RowsMut<'a, T> {
         )
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::Place;
+
+    fn shape(sizes: [usize; 4], strides: [usize; 3]) -> Shape {
+        let [batch, tokens, heads, dim] = sizes;
+        let [batch_stride, token_stride, head_stride] = strides;
+        Shape { batch, tokens, heads, dim, batch_stride, token_stride, head_stride }
+    }
+
+    /// A view whose address is checked but never dereferenced.
+    fn view(address: u64, bytes: usize) -> Mem<'static> {
+        // SAFETY: the tests below only check it.
+        unsafe { Mem::from_raw(address, bytes, Place::Host) }
+    }
+
+    #[test]
+    fn the_two_usual_layouts() {
+        assert_eq!(Shape::contiguous(2, 5, 3, 64), Ok(shape([2, 5, 3, 64], [960, 192, 64])));
+        assert_eq!(Shape::heads_first(2, 3, 5, 64), Ok(shape([2, 5, 3, 64], [960, 64, 320])));
+        for s in [Shape::contiguous(2, 5, 3, 64).unwrap(), Shape::heads_first(2, 3, 5, 64).unwrap()] {
+            assert_eq!(s.extent("x"), Ok(1920));
+            assert_eq!(s.offset(1, 4, 2) + 64, 1920);
+        }
+    }
+
+    #[test]
+    fn extents() {
+        // A slice of one head out of three: the last row ends before the last token does.
+        assert_eq!(shape([1, 5, 1, 64], [0, 192, 0]).extent("x"), Ok(4 * 192 + 64));
+        for empty in [[0, 5, 3, 64], [2, 0, 3, 64], [2, 5, 0, 64], [2, 5, 3, 0]] {
+            assert_eq!(shape(empty, [usize::MAX; 3]).extent("x"), Ok(0));
+        }
+        // Strides of dimensions of one do not count.
+        assert_eq!(shape([1, 1, 1, 64], [usize::MAX; 3]).extent("x"), Ok(64));
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let overflow = Err(Error::Overflow { argument: "x" });
+        assert_eq!(shape([3, 1, 1, 64], [usize::MAX / 2 + 1, 0, 0]).extent("x"), overflow);
+        assert_eq!(shape([2, 2, 1, 64], [usize::MAX / 2, usize::MAX / 2 + 1, 0]).extent("x"), overflow);
+        assert_eq!(shape([2, 1, 1, 64], [usize::MAX - 63, 0, 0]).extent("x"), overflow);
+        assert!(Shape::contiguous(usize::MAX, 2, 1, 1).is_err());
+        assert!(Shape::contiguous(1, usize::MAX, 2, 1).is_err());
+        assert!(Shape::heads_first(1, usize::MAX, 1, 2).is_err());
+        // Elements fit, bytes do not.
+        let half = shape([2, 1, 1, 64], [usize::MAX / 2, 0, 0]);
+        let result = Tensor::new("x", view(0x1000, usize::MAX), DType::F32, half);
+        assert_eq!(result.map(|_| ()), Err(Error::Overflow { argument: "x" }));
+    }
+
+    #[test]
+    fn memory_must_hold_the_shape() {
+        let s = Shape::contiguous(1, 2, 1, 64).unwrap();
+        let new = |address, bytes, dtype| Tensor::new("q", view(address, bytes), dtype, s).map(|_| ());
+        assert_eq!(new(0x1002, 256, DType::F16), Ok(()));
+        assert_eq!(new(0, 256, DType::F16), Err(Error::NullPointer { argument: "q" }));
+        let short = Error::BufferTooSmall { argument: "q", bytes: 511, needed: 512 };
+        assert_eq!(new(0x1000, 511, DType::F32), Err(short));
+        let misaligned = Error::Misaligned { argument: "q", value: 0x1002, required: 4 };
+        assert_eq!(new(0x1002, 512, DType::F32), Err(misaligned));
+        // An empty tensor needs no memory.
+        assert!(Tensor::new("q", view(0, 0), DType::F32, Shape { tokens: 0, ..s }).is_ok());
+    }
+
+    #[test]
+    fn writable_rows_must_be_disjoint() {
+        for (sizes, strides, disjoint) in [
+            ([2, 5, 3, 64], [960, 192, 64], true),
+            ([2, 5, 3, 64], [960, 64, 320], true),
+            ([2, 5, 3, 64], [192, 384, 64], true), // sequences interleaved
+            ([1, 5, 3, 64], [0, 192, 64], true),   // stride of a dimension of one
+            ([1, 5, 3, 64], [0, 191, 64], false),  // tokens overlap by one element
+            ([1, 5, 3, 64], [0, 192, 63], false),
+            ([2, 5, 3, 64], [0, 192, 64], false), // every sequence the same memory
+            ([2, 5, 3, 64], [959, 192, 64], false),
+            ([1, 3, 2, 64], [0, usize::MAX, 64], false), // overflows
+        ] {
+            assert_eq!(shape(sizes, strides).rows_are_disjoint(), disjoint, "{sizes:?} {strides:?}");
+        }
+        let mut memory = [0u16; 256];
+        let overlapping = shape([1, 3, 1, 64], [0, 32, 0]);
+        let error = TensorMut::new("out", MemMut::host(&mut memory), DType::F16, overlapping).map(|_| ());
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "out is strided 0/32/0; allowed: strides under which no two rows overlap"
+        );
+    }
+
+    #[test]
+    fn splits_reach_every_row_once() {
+        let s = shape([2, 3, 2, 4], [40, 12, 5]);
+        let mut memory = vec![0u16; s.extent("x").unwrap()];
+        let mut tensor = TensorMut::new("x", MemMut::host(&mut memory), DType::F16, s).unwrap();
+        let (mut first, second) = tensor.rows_mut::<u16>("x").unwrap().split_batch(1);
+        let (mut early, late) = second.split_tokens(2);
+        let (mut low, mut high) = late.split_heads(1);
+        first.row_mut(0, 2, 1).fill(1);
+        early.row_mut(0, 1, 0).fill(2);
+        low.row_mut(0, 0, 0).fill(3);
+        high.row_mut(0, 0, 0).fill(4);
+        let tensor = Tensor::new("x", Mem::host(&memory), DType::F16, s).unwrap();
+        let rows = tensor.rows::<u16>("x").unwrap();
+        assert_eq!([rows.row(0, 2, 1), rows.row(1, 1, 0)], [&[1; 4], &[2; 4]]);
+        assert_eq!([rows.row(1, 2, 0), rows.row(1, 2, 1)], [&[3; 4], &[4; 4]]);
+        assert_eq!(memory.iter().filter(|&&x| x != 0).count(), 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "row out of range")]
+    fn rows_outside_the_shape_do_not_exist() {
+        let mut memory = [0u16; 128];
+        let s = Shape::contiguous(1, 2, 1, 64).unwrap();
+        let mut tensor = TensorMut::new("x", MemMut::host(&mut memory), DType::F16, s).unwrap();
+        let _ = tensor.rows_mut::<u16>("x").unwrap().row_mut(0, 2, 0);
+    }
+}
