@@ -1,10 +1,12 @@
 //! `append`: prune new tokens and store them into uniform pages, by slot.
 
-use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu::append as cpu;
+use crate::error::{Error, Result};
 use crate::mem::Mem;
 use crate::ops::attend::Center;
-use crate::pool::PagePoolMut;
+use crate::ops::check::{self, HostCenter};
+use crate::pool::{PagePoolMut, PagesMut};
 use crate::tensor::Tensor;
 
 /// One side (K or V) of an [`Append`].
@@ -42,7 +44,145 @@ pub struct Append<'a> {
 /// # Errors
 /// Each names the argument: shapes or dtypes that differ, ragged pages, slot below -1 or past the pool, weights
 /// negative or NaN, `sequence` missing or out of range.
-pub fn append(context: &Context, stream: Stream, args: Append<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn append(context: &Context, stream: Stream, mut args: Append<'_>) -> Result<()> {
+    stream.check(context)?;
+    check_shapes(&args)?;
+    match context.backend() {
+        Backend::Cpu => {
+            let slots = host_slots(&args)?;
+            let sequence = host_sequence(&args, slots)?;
+            let mut sides = Vec::new();
+            if let Some(side) = &mut args.k {
+                sides.push(host_side(side, &K)?);
+            }
+            if let Some(side) = &mut args.v {
+                sides.push(host_side(side, &V)?);
+            }
+            cpu::append(context, sides, cpu::Targets { slots, sequence });
+            Ok(())
+        }
+    }
+}
+
+/// How messages name the arguments of a side.
+struct Names {
+    batch: &'static str,
+    heads: &'static str,
+    dim: &'static str,
+    dtype: &'static str,
+    x: &'static str,
+    pool: &'static str,
+    weights: &'static str,
+    center: &'static str,
+    center_batch: &'static str,
+}
+
+const K: Names = Names {
+    batch: "k.x.batch",
+    heads: "k.x.heads",
+    dim: "k.x.dim",
+    dtype: "k.x.dtype",
+    x: "k.x",
+    pool: "k.pool",
+    weights: "k.weights",
+    center: "k.center",
+    center_batch: "k.center.batch",
+};
+
+const V: Names = Names {
+    batch: "v.x.batch",
+    heads: "v.x.heads",
+    dim: "v.x.dim",
+    dtype: "v.x.dtype",
+    x: "v.x",
+    pool: "v.pool",
+    weights: "v.weights",
+    center: "v.center",
+    center_batch: "v.center.batch",
+};
+
+fn check_shapes(args: &Append<'_>) -> Result<()> {
+    if args.k.is_none() && args.v.is_none() {
+        return Err(Error::invalid("k and v", "absent", "at least one of them"));
+    }
+    if let Some(side) = &args.k {
+        check_side(side, args.sequence.is_some(), &K)?;
+    }
+    if let Some(side) = &args.v {
+        check_side(side, args.sequence.is_some(), &V)?;
+    }
+    if let (Some(k), Some(v)) = (&args.k, &args.v) {
+        check::same("v.x.tokens", v.x.shape.tokens, k.x.shape.tokens, "tokens of k.x")?;
+        check::paired_pools(&k.pool.layout, &v.pool.layout)?;
+    }
+    Ok(())
+}
+
+fn check_side(side: &AppendSide<'_>, has_sequence: bool, names: &Names) -> Result<()> {
+    let (shape, layout) = (side.x.shape, side.pool.layout);
+    if layout.format.keep().is_none() {
+        return Err(Error::invalid(names.pool, "ragged", "uniform pages"));
+    }
+    check::page_dtype(names.dtype, side.x.dtype, layout.format.dtype())?;
+    check::same(names.batch, shape.batch, 1, "tokens of all sequences follow each other")?;
+    check::same(names.heads, shape.heads, layout.kv_heads, "kv_heads of the pool")?;
+    check::same(names.dim, shape.dim, layout.format.head_dim(), "head_dim of the pages")?;
+    if let Some(center) = &side.center {
+        if center.batch == 0 {
+            return Err(Error::invalid(names.center_batch, 0, "at least 1"));
+        }
+        if center.batch > 1 && !has_sequence {
+            return Err(Error::invalid("sequence", "absent", "given when a centre has batch > 1"));
+        }
+    }
+    Ok(())
+}
+
+/// The sides given, K first.
+fn sides<'s, 'a>(args: &'s Append<'a>) -> impl Iterator<Item = &'s AppendSide<'a>> {
+    args.k.iter().chain(&args.v)
+}
+
+fn host_slots<'a>(args: &Append<'a>) -> Result<&'a [i64]> {
+    let argument = "slots";
+    let tokens = sides(args).map(|side| side.x.shape.tokens).next().unwrap_or(0);
+    let slots = args.slots.slice::<i64>(argument, tokens)?;
+    let pool_slots = sides(args).map(|side| side.pool.layout.slots()).min().unwrap_or(0);
+    let last = i64::try_from(pool_slots).map_or(i64::MAX, |n| n - 1);
+    match slots.iter().position(|slot| *slot < -1 || *slot > last) {
+        Some(index) => {
+            let value = slots[index];
+            Err(Error::OutOfRange { argument, index, value, allowed: (-1, last) })
+        }
+        None => Ok(slots),
+    }
+}
+
+/// The sequence of each token, or nothing where no centre depends on it. Tokens that are skipped may have any.
+fn host_sequence<'a>(args: &Append<'a>, slots: &[i64]) -> Result<&'a [i32]> {
+    let argument = "sequence";
+    let batches = sides(args).filter_map(|side| side.center.map(|center| center.batch));
+    let (Some(batch), Some(sequence)) = (batches.filter(|n| *n > 1).min(), &args.sequence) else {
+        return Ok(&[]);
+    };
+    let sequence = sequence.slice::<i32>(argument, slots.len())?;
+    for (index, (&b, &slot)) in sequence.iter().zip(slots).enumerate() {
+        if slot >= 0 && usize::try_from(b).map_or(true, |b| b >= batch) {
+            let (value, allowed) = (i64::from(b), (0, batch as i64 - 1));
+            return Err(Error::OutOfRange { argument, index, value, allowed });
+        }
+    }
+    Ok(sequence)
+}
+
+fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<(cpu::Source<'s>, PagesMut<'s>)> {
+    let layout = side.pool.layout;
+    let (heads, dim) = (layout.kv_heads, layout.format.head_dim());
+    let source = cpu::Source {
+        x: side.x.rows(names.x)?,
+        keep: layout.format.keep().unwrap_or(0),
+        weights: side.weights.as_ref().map(|w| check::weights(names.weights, w, heads, dim)).transpose()?,
+        center: side.center.map(|c| HostCenter::new(names.center, &c, heads, dim)).transpose()?,
+    };
+    Ok((source, side.pool.pages_mut(names.pool)?))
 }

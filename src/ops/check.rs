@@ -35,6 +35,13 @@ pub(crate) fn dtype(argument: &'static str, found: DType, supported: &[DType]) -
     Ok(())
 }
 
+/// K and V pages of one call stand at the same page numbers, offsets and heads.
+pub(crate) fn paired_pools(k: &PoolLayout, v: &PoolLayout) -> Result<()> {
+    same("v.pool.page_tokens", v.format.page_tokens(), k.format.page_tokens(), "page_tokens of k.pool")?;
+    same("v.pool.num_pages", v.num_pages, k.num_pages, "num_pages of k.pool")?;
+    same("v.pool.kv_heads", v.kv_heads, k.kv_heads, "kv_heads of k.pool")
+}
+
 /// Selection weights, `[heads, dim]`, on the host: each at least 0 (infinity included).
 pub(crate) fn weights<'a>(
     argument: &'static str,

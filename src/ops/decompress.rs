@@ -1,8 +1,11 @@
 //! `decompress`: pages back to a dense tensor.
 
-use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu::decompress as cpu;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::ops::attend::Center;
+use crate::ops::check::{self, HostCenter, HostSequences};
 use crate::pool::{PagePool, Sequences};
 use crate::tensor::TensorMut;
 
@@ -26,7 +29,48 @@ pub struct Decompress<'a> {
 /// # Errors
 /// Shapes, lengths above `max_len`, page numbers out of range, and rows of ragged pages that leave their page, each
 /// by name.
-pub fn decompress(context: &Context, stream: Stream, args: Decompress<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn decompress(context: &Context, stream: Stream, mut args: Decompress<'_>) -> Result<()> {
+    stream.check(context)?;
+    check_shapes(&args)?;
+    match context.backend() {
+        Backend::Cpu => {
+            let layout = args.pool.layout;
+            let pages = args.pool.pages("pool")?;
+            let sequences = HostSequences::new(&args.sequences, &layout)?;
+            let center = args
+                .center
+                .map(|c| HostCenter::new("center", &c, layout.kv_heads, layout.format.head_dim()))
+                .transpose()?;
+            let source = cpu::Source { pages, sequences, center };
+            match args.out.dtype {
+                DType::F32 => {
+                    let out = args.out.rows_mut("out")?;
+                    check::ragged_pages(&pages, &sequences)?;
+                    cpu::decompress32(context, source, out);
+                }
+                dtype => {
+                    let out = args.out.rows_mut("out")?;
+                    check::ragged_pages(&pages, &sequences)?;
+                    cpu::decompress16(context, source, dtype, out);
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_shapes(args: &Decompress<'_>) -> Result<()> {
+    let (out, layout, batch) = (args.out.shape, args.pool.layout, args.sequences.batch);
+    check::dtype("out.dtype", args.out.dtype, &[DType::F16, DType::Bf16, DType::F32])?;
+    check::same("out.batch", out.batch, batch, "sequences.batch")?;
+    check::same("out.heads", out.heads, layout.kv_heads, "kv_heads of the pool")?;
+    check::same("out.dim", out.dim, layout.format.head_dim(), "head_dim of the pages")?;
+    if out.tokens < args.sequences.max_len {
+        let allowed = format!("at least {} (sequences.max_len)", args.sequences.max_len);
+        return Err(Error::invalid("out.tokens", out.tokens, allowed));
+    }
+    if let Some(center) = &args.center {
+        check::center_batch("center.batch", center, batch)?;
+    }
+    check::sequences(&args.sequences, &layout)
 }

@@ -1,0 +1,142 @@
+//! `decompress` on the CPU: one row at a time.
+
+use super::parallel;
+use super::simd_rows::{self as simd, MAX_DIM};
+use crate::backend::Context;
+use crate::dtype::DType;
+use crate::format::Rows;
+use crate::mem::Element;
+use crate::ops::check::{HostCenter, HostSequences};
+use crate::pool::Pages;
+use crate::tensor::RowsMut;
+
+/// Tokens that a thread takes at once; a multiple of every page size.
+const CHUNK: usize = 1024;
+
+/// What is read. Row offsets of ragged pages have been checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) pages: Pages<'a>,
+    pub(crate) sequences: HostSequences<'a>,
+    pub(crate) center: Option<HostCenter<'a>>,
+}
+
+/// To f16 or bf16 rows, as `dtype` says.
+pub(crate) fn decompress16(context: &Context, source: Source<'_>, dtype: DType, out: RowsMut<'_, u16>) {
+    let (level, pages) = (context.level(), source.pages.layout.format.dtype());
+    rows(context, source, out, |row, center, out| {
+        if center.is_none() && dtype == pages {
+            row.expand(context, out);
+        } else {
+            let mut x = [0f32; MAX_DIM];
+            let x = &mut x[..out.len()];
+            row.floats(context, pages, center, x);
+            simd::narrow(level, dtype, x, out);
+        }
+    });
+}
+
+/// To f32 rows.
+pub(crate) fn decompress32(context: &Context, source: Source<'_>, out: RowsMut<'_, f32>) {
+    let pages = source.pages.layout.format.dtype();
+    rows(context, source, out, |row, center, out| row.floats(context, pages, center, out));
+}
+
+/// A row as its page stores it. `values` goes on to the end of the page.
+#[derive(Debug, Clone, Copy)]
+struct PackedRow<'a> {
+    bitmap: &'a [u8],
+    values: &'a [u8],
+}
+
+impl<'a> PackedRow<'a> {
+    fn of(pages: &Pages<'a>, page: usize, head: usize, row: usize) -> Self {
+        let (format, page) = (pages.layout.format, pages.page(page, head));
+        let row_bytes = format.bitmap_row_bytes();
+        let first = match format.rows() {
+            Rows::Uniform { keep } => row * keep,
+            Rows::Ragged { .. } => {
+                let at = format.bitmap_bytes() + 2 * row;
+                usize::from(u16::from_le_bytes([page[at], page[at + 1]]))
+            }
+        };
+        Self {
+            bitmap: &page[row * row_bytes..][..row_bytes],
+            values: &page[format.values_offset()..][2 * first..],
+        }
+    }
+
+    fn expand(&self, context: &Context, out: &mut [u16]) {
+        simd::expand(context.level(), self.bitmap, self.values, out);
+    }
+
+    fn floats(&self, context: &Context, dtype: DType, center: Option<&[f32]>, out: &mut [f32]) {
+        let mut bits = [0u16; MAX_DIM];
+        let bits = &mut bits[..out.len()];
+        self.expand(context, bits);
+        simd::widen(context.level(), dtype, bits, out);
+        if let Some(center) = center {
+            out.iter_mut().zip(center).for_each(|(x, c)| *x += c);
+        }
+    }
+}
+
+/// Calls `write` with every row below its sequence's length, its centre and its place in `out`.
+fn rows<T: Element>(
+    context: &Context,
+    source: Source<'_>,
+    out: RowsMut<'_, T>,
+    write: impl Fn(PackedRow<'_>, Option<&[f32]>, &mut [T]) + Sync,
+) {
+    let Source { pages, sequences, center } = source;
+    let page_tokens = sequences.page_tokens;
+    let lens = |b| (0..sequences.kv_heads).map(move |head| sequences.len(b, head));
+    let tokens: usize = (0..sequences.batch).flat_map(lens).sum();
+    let threads = parallel::useful_threads(context.threads(), tokens * out.shape.dim * size_of::<T>());
+    let chunk = if threads == 1 { usize::MAX } else { CHUNK };
+    parallel::for_each(threads, parts(out, &sequences, chunk), |mut part| {
+        let center = center.map(|c| c.row(part.sequence, part.head));
+        for i in 0..part.out.shape.tokens {
+            let token = part.first + i;
+            let page = sequences.page(part.sequence, token / page_tokens);
+            let row = PackedRow::of(&pages, page, part.head, token % page_tokens);
+            write(row, center, part.out.row_mut(0, i, 0));
+        }
+    });
+}
+
+/// Consecutive tokens of one head of one sequence.
+struct Part<'a, T> {
+    sequence: usize,
+    head: usize,
+    first: usize,
+    out: RowsMut<'a, T>,
+}
+
+fn parts<'a, T: Element>(
+    out: RowsMut<'a, T>,
+    sequences: &HostSequences<'_>,
+    chunk: usize,
+) -> Vec<Part<'a, T>> {
+    let mut parts = Vec::new();
+    let mut batches = out;
+    for sequence in 0..sequences.batch {
+        let (mut heads, rest) = batches.split_batch(1);
+        batches = rest;
+        for head in 0..sequences.kv_heads {
+            let (one, rest) = heads.split_heads(1);
+            heads = rest;
+            let len = sequences.len(sequence, head);
+            let (mut tokens, _) = one.split_tokens(len);
+            let mut first = 0;
+            while first < len {
+                let (out, rest) = tokens.split_tokens(chunk.min(len - first));
+                tokens = rest;
+                let part = Part { sequence, head, first, out };
+                first += part.out.shape.tokens;
+                parts.push(part);
+            }
+        }
+    }
+    parts
+}

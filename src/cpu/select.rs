@@ -1,0 +1,34 @@
+//! Which channels of a row survive, and the row that is selected from when keys are centred.
+
+use super::Level;
+use super::simd_rows::{self as simd, MAX_DIM, Mask};
+use crate::dtype::DType;
+
+/// The channels of the `keep` largest scores of a row: magnitudes, or `abs(x) * w` with weights (one per channel).
+pub(super) fn select(level: Level, dtype: DType, row: &[u16], weights: Option<&[f32]>, keep: usize) -> Mask {
+    let Some(weights) = weights else { return simd::select(level, row, keep, false) };
+    let (mut x, mut keys) = ([0f32; MAX_DIM], [0u32; MAX_DIM]);
+    let (x, keys) = (&mut x[..row.len()], &mut keys[..row.len()]);
+    simd::widen(level, dtype, row, x);
+    for ((key, x), w) in keys.iter_mut().zip(x).zip(weights) {
+        *key = score_key(*x * w);
+    }
+    simd::select_keys(level, keys, keep)
+}
+
+/// Orders scores: the bits of a non-negative float order like the float; the sign (of a negative x or of -0) does
+/// not count; every NaN is the same and above infinity.
+fn score_key(score: f32) -> u32 {
+    const INFINITY: u32 = f32::INFINITY.to_bits();
+    let bits = score.to_bits() & 0x7fff_ffff;
+    if bits > INFINITY { 0x7fff_ffff } else { bits }
+}
+
+/// `out = round16(row - center)`, the subtraction in f32.
+pub(super) fn subtract_center(level: Level, dtype: DType, row: &[u16], center: &[f32], out: &mut [u16]) {
+    let mut x = [0f32; MAX_DIM];
+    let x = &mut x[..row.len()];
+    simd::widen(level, dtype, row, x);
+    x.iter_mut().zip(center).for_each(|(x, c)| *x -= c);
+    simd::narrow(level, dtype, x, out);
+}
