@@ -1,7 +1,8 @@
 //! `validate`: check untrusted pages of a pool.
 
-use crate::backend::{Context, Stream};
+use crate::backend::{Backend, Context, Stream};
 use crate::error::Result;
+use crate::ops::check::{self, HostSequences};
 use crate::pool::{PagePool, Sequences};
 
 /// Arguments of [`validate`].
@@ -19,6 +20,14 @@ pub struct Validate<'a> {
 /// [`crate::Error::CorruptData`] naming sequence, head, page and row of the first violation; shapes, lengths and
 /// page numbers by name.
 pub fn validate(context: &Context, stream: Stream, args: Validate<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+    stream.check(context)?;
+    let layout = args.pool.layout;
+    check::sequences(&args.sequences, &layout)?;
+    match context.backend() {
+        Backend::Cpu => {
+            let pages = args.pool.pages("pool")?;
+            let sequences = HostSequences::new(&args.sequences, &layout)?;
+            check::pages(&pages, &sequences)
+        }
+    }
 }
