@@ -4,7 +4,6 @@ use super::parallel;
 use super::select::{select, subtract_center};
 use super::simd_rows::{self as simd, MAX_DIM};
 use crate::backend::Context;
-use crate::dtype::DType;
 use crate::format::PageFormat;
 use crate::ops::check::HostCenter;
 use crate::pool::PagesMut;

@@ -5,10 +5,11 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::Rows;
+use crate::format::{Rows, list};
 use crate::mem::Mem;
 use crate::ops::attend::Center;
 use crate::pool::{Pages, PoolLayout, Sequences};
+use crate::variants::HEAD_DIMS;
 
 /// Refuses `found` unless it is `expected`; `source` says what sets the expectation ("head_dim of the pages").
 pub(crate) fn same(argument: &'static str, found: usize, expected: usize, source: &str) -> Result<()> {
@@ -31,6 +32,14 @@ pub(crate) fn dtype(argument: &'static str, found: DType, supported: &[DType]) -
     if !supported.contains(&found) {
         let names: Vec<String> = supported.iter().map(ToString::to_string).collect();
         return Err(Error::unsupported(argument, found, names.join(", ")));
+    }
+    Ok(())
+}
+
+/// Refuses a row length that is no supported head dimension.
+pub(crate) fn head_dim(argument: &'static str, found: usize) -> Result<()> {
+    if !HEAD_DIMS.contains(&found) {
+        return Err(Error::unsupported(argument, found, list(&HEAD_DIMS)));
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! `compress`: store any sparsity pattern into ragged pages.
 
-use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu::compress as cpu;
+use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
+use crate::ops::check;
 use crate::pool::PagePoolMut;
 use crate::tensor::Tensor;
 
@@ -28,7 +30,76 @@ pub struct Compress<'a> {
 /// # Errors
 /// [`crate::Error::PageOverflow`] for the first page whose rows do not fit, before any page is written (only `needed` is); shapes,
 /// dtypes, uniform pages, page numbers out of range or repeated, each by name.
-pub fn compress(context: &Context, stream: Stream, args: Compress<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Result<()> {
+    stream.check(context)?;
+    check_shapes(&args)?;
+    match context.backend() {
+        Backend::Cpu => {
+            let (shape, layout) = (args.x.shape, args.pool.layout);
+            let pages = host_pages(&args)?;
+            let mask_bytes = shape.tokens.checked_mul(shape.heads).and_then(|n| n.checked_mul(shape.dim / 8));
+            let mask_bytes = mask_bytes.ok_or(Error::Overflow { argument: "mask" })?;
+            let source = cpu::Source {
+                x: args.x.rows("x")?,
+                mask: args.mask.map(|mask| mask.slice("mask", mask_bytes)).transpose()?,
+                page_tokens: layout.format.page_tokens(),
+            };
+            let pool = args.pool.pages_mut("pool")?;
+            let needed_len = pages.len().checked_mul(layout.kv_heads);
+            let needed_len = needed_len.ok_or(Error::Overflow { argument: "needed" })?;
+            let needed =
+                args.needed.as_mut().map(|needed| needed.slice_mut("needed", needed_len)).transpose()?;
+
+            let counts = cpu::count(context, source, pages.len());
+            if let Some(needed) = needed {
+                needed.copy_from_slice(&counts);
+            }
+            let capacity = layout.format.capacity();
+            match counts.iter().position(|count| *count as usize > capacity) {
+                Some(i) => Err(Error::PageOverflow {
+                    page: i / layout.kv_heads,
+                    head: i % layout.kv_heads,
+                    needed: counts[i] as usize,
+                    capacity,
+                }),
+                None => {
+                    cpu::compress(context, source, pages, pool);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+fn check_shapes(args: &Compress<'_>) -> Result<()> {
+    let (shape, layout) = (args.x.shape, args.pool.layout);
+    if layout.format.keep().is_some() {
+        return Err(Error::invalid("pool", "uniform", "ragged pages"));
+    }
+    check::page_dtype("x.dtype", args.x.dtype, layout.format.dtype())?;
+    check::same("x.batch", shape.batch, 1, "pages hold the tokens of one sequence")?;
+    check::same("x.heads", shape.heads, layout.kv_heads, "kv_heads of the pool")?;
+    check::same("x.dim", shape.dim, layout.format.head_dim(), "head_dim of the pages")
+}
+
+/// The page numbers: in range and no page twice.
+fn host_pages<'a>(args: &Compress<'a>) -> Result<&'a [i32]> {
+    let (argument, layout) = ("pages", args.pool.layout);
+    let count = args.x.shape.tokens.div_ceil(layout.format.page_tokens());
+    let pages = args.pages.slice::<i32>(argument, count)?;
+    for (index, &page) in pages.iter().enumerate() {
+        if usize::try_from(page).map_or(true, |page| page >= layout.num_pages) {
+            let (value, allowed) = (i64::from(page), (0, layout.num_pages as i64 - 1));
+            return Err(Error::OutOfRange { argument, index, value, allowed });
+        }
+    }
+    let mut sorted: Vec<(i32, usize)> = pages.iter().copied().zip(0..).collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => {
+            let value = format!("page {} at {} and {}", pair[0].0, pair[0].1, pair[1].1);
+            Err(Error::invalid(argument, value, "no page twice"))
+        }
+        None => Ok(pages),
+    }
 }

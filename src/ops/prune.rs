@@ -1,9 +1,13 @@
 //! `prune`: zero what a strategy drops, in place on a dense tensor.
 
-use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu::prune as cpu;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
-use crate::tensor::TensorMut;
+use crate::ops::check;
+use crate::tensor::{Shape, TensorMut};
+use crate::variants::CHANNEL_GROUP;
 
 /// Which elements survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,48 @@ pub struct Prune<'a> {
 /// # Errors
 /// Each names the argument: dtype or dim unsupported, keep out of range, tokens no multiple of the group, weights
 /// negative or NaN or given where they do not apply, mask too small.
-pub fn prune(context: &Context, stream: Stream, args: Prune<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<()> {
+    stream.check(context)?;
+    check_shapes(&args)?;
+    match context.backend() {
+        Backend::Cpu => {
+            let shape = args.x.shape;
+            let weights =
+                args.weights.map(|w| check::weights("weights", &w, shape.heads, shape.dim)).transpose()?;
+            let mask_bytes = mask_bytes(&shape)?;
+            let mask = args.mask.as_mut().map(|mask| mask.slice_mut("mask", mask_bytes)).transpose()?;
+            let rule = cpu::Rule { dtype: args.x.dtype, selection: args.selection, weights };
+            cpu::prune(context, rule, args.x.rows_mut("x")?, mask);
+            Ok(())
+        }
+    }
+}
+
+fn check_shapes(args: &Prune<'_>) -> Result<()> {
+    let shape = args.x.shape;
+    check::dtype("x.dtype", args.x.dtype, &[DType::F16, DType::Bf16])?;
+    check::head_dim("x.dim", shape.dim)?;
+    let (argument, count, most, of) = match args.selection {
+        Selection::Token { keep } => ("selection.keep", keep, shape.dim, "x.dim"),
+        Selection::TokenReferenceTies { dropped } => ("selection.dropped", dropped, shape.dim, "x.dim"),
+        Selection::Channel { keep } => ("selection.keep", keep, CHANNEL_GROUP, "tokens of a group"),
+    };
+    if count == 0 || count > most {
+        return Err(Error::invalid(argument, count, format!("1 to {most} ({of})")));
+    }
+    let channel_direction = matches!(args.selection, Selection::Channel { .. });
+    if channel_direction && !shape.tokens.is_multiple_of(CHANNEL_GROUP) {
+        let allowed = format!("a multiple of {CHANNEL_GROUP} in channel direction");
+        return Err(Error::invalid("x.tokens", shape.tokens, allowed));
+    }
+    if args.weights.is_some() && !matches!(args.selection, Selection::Token { .. }) {
+        let allowed = "absent for channel direction and reference ties";
+        return Err(Error::invalid("weights", "given", allowed));
+    }
+    Ok(())
+}
+
+fn mask_bytes(shape: &Shape) -> Result<usize> {
+    let rows = shape.batch.checked_mul(shape.tokens).and_then(|n| n.checked_mul(shape.heads));
+    rows.and_then(|n| n.checked_mul(shape.dim / 8)).ok_or(Error::Overflow { argument: "mask" })
 }

@@ -1,7 +1,9 @@
 //! The row primitives with AVX2, F16C and POPCNT. Semantics and preconditions: the functions of the parent module.
 
 use super::tables::{EXPAND, PACK};
-use super::{KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, canonical_nan, search};
+use super::{
+    GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, canonical_nan, portable, search,
+};
 use crate::dtype::DType;
 use std::arch::x86_64::*;
 
@@ -23,6 +25,11 @@ pub(super) fn select(row: &[u16], keep: u32, all_ties: bool) -> Mask {
 fn select_n<const WORDS: usize>(row: &[u16], keep: u32, all_ties: bool) -> Mask {
     let magnitudes = magnitudes::<WORDS>(row);
     search(MAGNITUDE_BITS, keep, all_ties, |least| at_least16(&magnitudes, least))
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn select_channels(group: &Group, dim: usize, keep: i16) -> [Mask; GROUP] {
+    portable::select_channels(group, dim, keep)
 }
 
 #[target_feature(enable = "avx2,popcnt")]

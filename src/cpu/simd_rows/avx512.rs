@@ -2,7 +2,7 @@
 //! module.
 
 pub(super) use super::avx2::{narrow, widen};
-use super::{KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, search};
+use super::{GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, portable, search};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f,avx512bw,popcnt")]
@@ -43,6 +43,11 @@ fn load32(row: &[u16]) -> __m512i {
     assert_eq!(row.len(), 32, "values of a vector");
     // SAFETY: 32 values of 2 bytes.
     unsafe { _mm512_loadu_si512(row.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn select_channels(group: &Group, dim: usize, keep: i16) -> [Mask; GROUP] {
+    portable::select_channels(group, dim, keep)
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -20,6 +20,12 @@ use crate::dtype::DType;
 /// Largest head_dim.
 pub(crate) const MAX_DIM: usize = 256;
 
+/// Tokens that channel-direction selection ranks against each other.
+pub(crate) const GROUP: usize = crate::variants::CHANNEL_GROUP;
+
+/// Rows of one group of tokens; channels past the row's dim mean nothing.
+pub(crate) type Group = [[u16; MAX_DIM]; GROUP];
+
 /// The bits of a 16-bit value that make its magnitude.
 const MAGNITUDE: u16 = 0x7fff;
 const MAGNITUDE_BITS: u32 = 15;
@@ -139,6 +145,13 @@ pub(crate) fn select(level: Level, row: &[u16], keep: usize, all_ties: bool) -> 
 pub(crate) fn select_keys(level: Level, keys: &[u32], keep: usize) -> Mask {
     check_dim(keys.len());
     dispatch!(level, select_keys(keys, keep as u32))
+}
+
+/// Channel direction: for each channel the tokens of the `keep` largest magnitudes, the older of equal ones.
+/// Gives the mask of each token's row.
+pub(crate) fn select_channels(level: Level, group: &Group, dim: usize, keep: usize) -> [Mask; GROUP] {
+    check_dim(dim);
+    dispatch!(level, select_channels(group, dim, keep as i16))
 }
 
 /// The channels that are neither +0 nor -0.

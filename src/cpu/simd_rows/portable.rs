@@ -1,6 +1,6 @@
 //! The row primitives in plain Rust: the definition the SIMD versions are tested against.
 
-use super::{KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, Mask, search};
+use super::{GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, Mask, search};
 use crate::dtype::DType;
 use half::{bf16, f16};
 
@@ -19,6 +19,50 @@ fn at_least(dim: usize, least: u32, key: impl Fn(usize) -> u32) -> Mask {
         mask.0[c / 32] |= u32::from(key(c) >= least) << (c % 32);
     }
     mask
+}
+
+/// As `search`, on 32 channels side by side. The SIMD levels compile this same code with their instructions, so
+/// its loops are over fixed arrays.
+#[inline(always)]
+pub(super) fn select_channels(group: &Group, dim: usize, keep: i16) -> [Mask; GROUP] {
+    let mut masks = [Mask::default(); GROUP];
+    for word in 0..dim / 32 {
+        let mut magnitudes = [[0i16; 32]; GROUP];
+        for (to, row) in magnitudes.iter_mut().zip(group) {
+            for (to, x) in to.iter_mut().zip(&row[word * 32..][..32]) {
+                *to = (x & MAGNITUDE) as i16;
+            }
+        }
+        let mut threshold = [0i16; 32];
+        for bit in (0..MAGNITUDE_BITS).rev() {
+            let mut count = [0i16; 32];
+            for row in &magnitudes {
+                for c in 0..32 {
+                    count[c] += i16::from(row[c] >= threshold[c] | 1 << bit);
+                }
+            }
+            for c in 0..32 {
+                threshold[c] |= i16::from(count[c] >= keep) << bit;
+            }
+        }
+        // How many tokens at the threshold fit beside those above it.
+        let mut room = [keep; 32];
+        for row in &magnitudes {
+            for c in 0..32 {
+                room[c] -= i16::from(row[c] > threshold[c]);
+            }
+        }
+        for (mask, row) in masks.iter_mut().zip(&magnitudes) {
+            let mut kept = [0u32; 32];
+            for c in 0..32 {
+                let tied = i16::from(row[c] == threshold[c]) & i16::from(room[c] > 0);
+                room[c] -= tied;
+                kept[c] = (tied | i16::from(row[c] > threshold[c])) as u32;
+            }
+            mask.0[word] = kept.iter().enumerate().fold(0, |bits, (c, kept)| bits | kept << c);
+        }
+    }
+    masks
 }
 
 pub(super) fn nonzero(row: &[u16]) -> Mask {

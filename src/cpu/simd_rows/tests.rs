@@ -19,13 +19,10 @@ impl Numbers {
 
     /// Bits of any value, or of one of few, so that ties occur.
     fn row(&mut self, dim: usize) -> Vec<u16> {
-        let modulus = [1, 2, 5, 0x1_0000][(self.next() % 4) as usize];
-        (0..dim)
-            .map(|_| {
-                (self.next() % modulus) as u16 * if modulus < 9 { 0x3fff } else { 1 }
-                    | (self.next() as u16 & 0x8000)
-            })
-            .collect()
+        let few = [1, 2, 5, 0][(self.next() % 4) as usize];
+        let magnitude =
+            |bits: u64| if few == 0 { bits as u16 & 0x7fff } else { (bits % few) as u16 * 0x1fff };
+        (0..dim).map(|_| magnitude(self.next()) | (self.next() as u16 & 0x8000)).collect()
     }
 }
 
@@ -84,6 +81,28 @@ fn select_keys_equals_a_sort() {
                         "{level} {dim} {keep}"
                     );
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn select_channels_equals_a_sort() {
+    let mut numbers = Numbers(5);
+    for round in 0..40 {
+        let mut group = [[0u16; MAX_DIM]; GROUP];
+        for row in &mut group {
+            row.copy_from_slice(&numbers.row(MAX_DIM));
+        }
+        let keep = [1, 10, 31, 32][round % 4];
+        for dim in HEAD_DIMS {
+            let mut expected = [Mask::default(); GROUP];
+            for c in 0..dim {
+                let keys: Vec<u32> = group.iter().map(|row| u32::from(row[c] & 0x7fff)).collect();
+                ranking(&keys)[..keep].iter().for_each(|&t| expected[t].0[c / 32] |= 1 << (c % 32));
+            }
+            for level in levels() {
+                assert_eq!(select_channels(level, &group, dim, keep), expected, "{level} {dim} {keep}");
             }
         }
     }

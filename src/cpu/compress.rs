@@ -1,0 +1,112 @@
+//! `compress` on the CPU: count what each page holds, then write whole pages.
+
+use super::parallel;
+use super::simd_rows::{self as simd, Mask};
+use crate::backend::Context;
+use crate::format::PageFormat;
+use crate::pool::PagesMut;
+use crate::tensor::Rows;
+use std::ops::Range;
+
+/// What is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// `[1, tokens, kv_heads, head_dim]`, bits of the pages' dtype.
+    pub(crate) x: Rows<'a, u16>,
+    /// `[tokens, kv_heads, head_dim / 8]`.
+    pub(crate) mask: Option<&'a [u8]>,
+    /// Rows of a page.
+    pub(crate) page_tokens: usize,
+}
+
+impl Source<'_> {
+    fn mask(&self, context: &Context, token: usize, head: usize) -> Mask {
+        let shape = self.x.shape;
+        match self.mask {
+            Some(bytes) => {
+                let row_bytes = shape.dim / 8;
+                Mask::from_bytes(&bytes[(token * shape.heads + head) * row_bytes..][..row_bytes])
+            }
+            None => simd::nonzero(context.level(), self.x.row(0, token, head)),
+        }
+    }
+
+    /// Tokens of the i-th page of the call.
+    fn tokens(&self, i: usize) -> Range<usize> {
+        let first = i * self.page_tokens;
+        first..self.x.shape.tokens.min(first + self.page_tokens)
+    }
+
+    fn threads(&self, context: &Context) -> usize {
+        let shape = self.x.shape;
+        parallel::useful_threads(context.threads(), shape.tokens * shape.heads * shape.dim * 2)
+    }
+}
+
+/// Values of each page, `[pages, heads]`.
+pub(crate) fn count(context: &Context, source: Source<'_>, pages: usize) -> Vec<u32> {
+    let heads = source.x.shape.heads;
+    let mut counts = vec![0; pages * heads];
+    let of_pages = counts.chunks_exact_mut(heads.max(1)).enumerate().collect();
+    parallel::for_each(source.threads(context), of_pages, |(i, counts): (usize, &mut [u32])| {
+        for token in source.tokens(i) {
+            for (head, count) in counts.iter_mut().enumerate() {
+                *count += source.mask(context, token, head).count();
+            }
+        }
+    });
+    counts
+}
+
+/// Writes the pages, whose rows have been found to fit. Threads take ranges of heads.
+pub(crate) fn compress(context: &Context, source: Source<'_>, pages: &[i32], pool: PagesMut<'_>) {
+    let threads = source.threads(context);
+    let heads = pool.layout.kv_heads;
+    let share = heads.div_ceil(threads).max(1);
+    let mut pool = Some(pool);
+    let parts = (0..heads).step_by(share).filter_map(move |first| {
+        let (part, rest) = pool.take()?.split_heads(share.min(heads - first));
+        pool = Some(rest);
+        Some((first, part))
+    });
+    parallel::for_each(threads, parts.collect(), |(first_head, mut part): (usize, PagesMut<'_>)| {
+        let format = part.layout.format;
+        for (i, &page) in pages.iter().enumerate() {
+            for head in 0..part.layout.kv_heads {
+                let bytes = part.page_mut(page as usize, head);
+                write_page(context, source, &format, source.tokens(i), first_head + head, bytes);
+            }
+        }
+    });
+}
+
+/// Every byte of the page is written: rows past the last token are empty, what no row uses is zero.
+fn write_page(
+    context: &Context,
+    source: Source<'_>,
+    format: &PageFormat,
+    tokens: Range<usize>,
+    head: usize,
+    page: &mut [u8],
+) {
+    let (bitmap, rest) = page.split_at_mut(format.bitmap_bytes());
+    let (offsets, values) = rest.split_at_mut(format.values_offset() - format.bitmap_bytes());
+    // The first offset is 0, and the padding after the last.
+    offsets.fill(0);
+    let ends = offsets[2..].chunks_exact_mut(2);
+    let rows = bitmap.chunks_exact_mut(format.bitmap_row_bytes()).zip(ends);
+    let mut end = 0;
+    for (token, (bitmap, row_end)) in (tokens.start..).zip(rows) {
+        if token < tokens.end {
+            let mask = source.mask(context, token, head);
+            mask.write(bitmap);
+            let row = &mut values[2 * end..][..2 * mask.count() as usize];
+            simd::pack(context.level(), source.x.row(0, token, head), &mask, row);
+            end += mask.count() as usize;
+        } else {
+            bitmap.fill(0);
+        }
+        row_end.copy_from_slice(&(end as u16).to_le_bytes());
+    }
+    values[2 * end..].fill(0);
+}

@@ -1,0 +1,118 @@
+//! `prune` on the CPU: a mask per row, then zeroes where it has no bit.
+
+use super::Level;
+use super::parallel;
+use super::select::select;
+use super::simd_rows::{self as simd, GROUP, MAX_DIM, Mask};
+use crate::backend::Context;
+use crate::dtype::DType;
+use crate::ops::prune::Selection;
+use crate::tensor::RowsMut;
+
+/// Tokens that a thread takes at once; a multiple of the channel-direction group.
+const CHUNK: usize = 256;
+
+/// How to select.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) selection: Selection,
+    /// `[heads, dim]`.
+    pub(crate) weights: Option<&'a [f32]>,
+}
+
+/// `mask`, if given, has `dim / 8` bytes for each row of `x`.
+pub(crate) fn prune(context: &Context, rule: Rule<'_>, x: RowsMut<'_, u16>, mask: Option<&mut [u8]>) {
+    let shape = x.shape;
+    let bytes = shape.batch * shape.tokens * shape.heads * shape.dim * 2;
+    let threads = parallel::useful_threads(context.threads(), bytes);
+    let parts = parts(x, mask).collect();
+    parallel::for_each(threads, parts, |mut part: Part<'_>| match rule.selection {
+        Selection::Channel { keep } => part.prune_channels(context.level(), keep),
+        _ => part.prune_tokens(context.level(), &rule),
+    });
+}
+
+/// Some consecutive tokens of one sequence, all heads, and their masks.
+struct Part<'a> {
+    x: RowsMut<'a, u16>,
+    mask: Option<&'a mut [u8]>,
+}
+
+fn parts<'a>(x: RowsMut<'a, u16>, mask: Option<&'a mut [u8]>) -> impl Iterator<Item = Part<'a>> + Send {
+    let shape = x.shape;
+    let mut mask = mask;
+    let mut batches = Some(x);
+    let sequences = std::iter::from_fn(move || {
+        let (one, rest) = batches.take().filter(|x| x.shape.batch > 0)?.split_batch(1);
+        batches = Some(rest);
+        Some(one)
+    });
+    let chunks = sequences.flat_map(|sequence| {
+        let mut tokens = Some(sequence);
+        std::iter::from_fn(move || {
+            let left = tokens.take().filter(|x| x.shape.tokens > 0)?;
+            let n = CHUNK.min(left.shape.tokens);
+            let (chunk, rest) = left.split_tokens(n);
+            tokens = Some(rest);
+            Some(chunk)
+        })
+    });
+    chunks.map(move |x| {
+        let bytes = x.shape.tokens * shape.heads * (shape.dim / 8);
+        let mask_of_chunk = mask.take().map(|all| {
+            let (chunk, rest) = all.split_at_mut(bytes);
+            mask = Some(rest);
+            chunk
+        });
+        Part { x, mask: mask_of_chunk }
+    })
+}
+
+impl Part<'_> {
+    /// Zeroes what `mask` drops of a row, and writes the mask where one is wanted.
+    fn apply(&mut self, level: Level, token: usize, head: usize, mask: &Mask) {
+        let shape = self.x.shape;
+        simd::zero_dropped(level, self.x.row_mut(0, token, head), mask);
+        if let Some(bytes) = &mut self.mask {
+            let row_bytes = shape.dim / 8;
+            mask.write(&mut bytes[(token * shape.heads + head) * row_bytes..][..row_bytes]);
+        }
+    }
+
+    fn prune_tokens(&mut self, level: Level, rule: &Rule<'_>) {
+        let shape = self.x.shape;
+        for token in 0..shape.tokens {
+            for head in 0..shape.heads {
+                let row = self.x.row_mut(0, token, head);
+                let mask = match rule.selection {
+                    Selection::TokenReferenceTies { dropped } => {
+                        // The `dropped`-th smallest of dim is the (dim - dropped + 1)-th largest.
+                        simd::select(level, row, shape.dim - dropped + 1, true)
+                    }
+                    Selection::Token { keep } | Selection::Channel { keep } => {
+                        let weights = rule.weights.map(|w| &w[head * shape.dim..][..shape.dim]);
+                        select(level, rule.dtype, row, weights, keep)
+                    }
+                };
+                self.apply(level, token, head, &mask);
+            }
+        }
+    }
+
+    fn prune_channels(&mut self, level: Level, keep: usize) {
+        let shape = self.x.shape;
+        let mut group = [[0u16; MAX_DIM]; GROUP];
+        for first in (0..shape.tokens).step_by(GROUP) {
+            for head in 0..shape.heads {
+                for (i, copy) in group.iter_mut().enumerate() {
+                    copy[..shape.dim].copy_from_slice(self.x.row_mut(0, first + i, head));
+                }
+                let masks = simd::select_channels(level, &group, shape.dim, keep);
+                for (i, mask) in masks.iter().enumerate() {
+                    self.apply(level, first + i, head, mask);
+                }
+            }
+        }
+    }
+}
