@@ -12,6 +12,8 @@
 
 pub mod backend;
 pub mod cache;
+#[doc(hidden)]
+pub mod capi;
 mod cpu;
 pub mod dtype;
 pub mod error;

@@ -1,0 +1,87 @@
+//! Configuration of a cache.
+
+use crate::cache::{CacheConfig, CenterMode};
+use crate::capi::format::{format, mustafar_format};
+use crate::capi::structs::{extensible, read};
+use crate::capi::views::size;
+use crate::error::{Error, Result};
+
+/// `sinks` of a cache that keeps no first tokens dense. 0 asks for the default.
+pub const MUSTAFAR_SINKS_NONE: u32 = 0xFFFF_FFFF;
+
+/// Whether a cache centres keys before it prunes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum mustafar_center_mode {
+    /// Keys are stored as they are.
+    None = 0,
+    /// Each layer of a sequence subtracts the per-channel median of the first tokens it compresses.
+    Median = 1,
+}
+
+/// Shape and policy of a cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct mustafar_cache_config {
+    /// sizeof(mustafar_cache_config).
+    pub struct_size: usize,
+    /// Format of key pages; uniform. Required.
+    pub k: *const mustafar_format,
+    /// Format of value pages; uniform, page_tokens as in `k`. Required.
+    pub v: *const mustafar_format,
+    /// Tokens that all live sequences together may have compressed; rounded up to whole pages.
+    pub max_tokens: i64,
+    /// Layers, at least 1.
+    pub layers: u32,
+    /// Query heads, a multiple of kv_heads.
+    pub q_heads: u32,
+    /// KV heads, at least 1.
+    pub kv_heads: u32,
+    /// Live sequences at most; 0 is 1.
+    pub max_sequences: u32,
+    /// R: the newest tokens that are never compressed; 0 is 32.
+    pub window: u32,
+    /// Tokens compressed together once the window holds window + group, a multiple of page_tokens; 0 is 256.
+    pub group: u32,
+    /// First tokens that stay dense; 0 is 4, MUSTAFAR_SINKS_NONE is none.
+    pub sinks: u32,
+    /// A mustafar_center_mode.
+    pub center: u32,
+}
+
+extensible!(mustafar_cache_config, first_release_ends_with center, {
+    struct_size, k, v, max_tokens, layers, q_heads, kv_heads, max_sequences, window, group, sinks, center,
+});
+
+/// The configuration a C structure describes; `Cache::new` checks it.
+///
+/// # Safety
+/// `config` and its formats are as [`read`] wants them.
+pub(super) unsafe fn config(config: *const mustafar_cache_config) -> Result<CacheConfig> {
+    // SAFETY: the caller's promise.
+    let c = unsafe { read("config", config)? };
+    // SAFETY: the caller's promise.
+    let k = unsafe { format("config.k", c.k)? };
+    // SAFETY: the caller's promise.
+    let v = unsafe { format("config.v", c.v)? };
+    let center = match c.center {
+        code if code == mustafar_center_mode::None as u32 => CenterMode::None,
+        code if code == mustafar_center_mode::Median as u32 => CenterMode::Median,
+        code => return Err(Error::invalid("config.center", code, "0 (none), 1 (median)")),
+    };
+    // The defaults are those of the Rust constructor, whatever the shape.
+    let (layers, q_heads, kv_heads) = (c.layers as usize, c.q_heads as usize, c.kv_heads as usize);
+    let max_tokens = size("config.max_tokens", c.max_tokens)?;
+    let default = CacheConfig::new(layers, q_heads, kv_heads, k.head_dim(), 1, 1, max_tokens)?;
+    let or = |value: u32, default: usize| if value == 0 { default } else { value as usize };
+    Ok(CacheConfig {
+        k,
+        v,
+        window: or(c.window, default.window),
+        group: or(c.group, default.group),
+        sinks: if c.sinks == MUSTAFAR_SINKS_NONE { 0 } else { or(c.sinks, default.sinks) },
+        center,
+        max_sequences: or(c.max_sequences, default.max_sequences),
+        ..default
+    })
+}
