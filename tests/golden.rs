@@ -1,9 +1,12 @@
 //! The library and the reference against the golden vectors of `tests/vectors/`.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
-use mustafar::ops::Selection;
+mod common;
+
+use common::{Dense, Layout, Pool};
+use mustafar::ops::{self, Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
-use mustafar::{DType, Error, PageFormat};
+use mustafar::{Context, DType, Error, Level, Mem, MemMut, PageFormat, Sequences, Stream};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,6 +82,53 @@ fn selection(case: &Value) -> Selection {
         "channel" => Selection::Channel { keep: n },
         other => panic!("selection {other}"),
     }
+}
+
+// ---- helpers for the ops ------------------------------------------------------------------------------------
+
+/// A context per instruction level this processor has.
+fn contexts() -> Vec<Context> {
+    let available = Level::ALL.into_iter().filter(|level| level.available());
+    available.map(|level| Context::cpu_with_level(1, level).unwrap()).collect()
+}
+
+/// `[1, tokens, 1, dim]` with gaps between the rows.
+fn tensor(dtype: DType, rows: &[Vec<u16>]) -> Dense {
+    let mut dense = Dense::poisoned(dtype, Layout::Gaps.shape(1, rows.len(), 1, rows[0].len()));
+    for (t, row) in rows.iter().enumerate() {
+        dense.set_row_bits(0, t, 0, row);
+    }
+    dense
+}
+
+/// One sequence of `len` tokens in page 0.
+fn one_page<'a>(len: &'a [i32; 1], format: PageFormat) -> Sequences<'a> {
+    Sequences {
+        batch: 1,
+        table: None,
+        table_stride: 0,
+        lens: Mem::host(len),
+        lens_per_head: false,
+        max_len: format.page_tokens(),
+    }
+}
+
+/// The first `count` tokens of a one-page pool, decompressed to their own dtype.
+fn decompress(context: &Context, pool: &Pool, count: usize) -> Vec<Vec<u16>> {
+    let format = pool.layout.format;
+    let mut out =
+        Dense::poisoned(format.dtype(), Layout::Gaps.shape(1, format.page_tokens(), 1, format.head_dim()));
+    let len = [count as i32];
+    let args = Decompress {
+        pool: pool.view(),
+        sequences: one_page(&len, format),
+        center: None,
+        out: out.view_mut(),
+    };
+    ops::decompress(context, Stream::NONE, args).unwrap();
+    out.assert_gaps_untouched();
+    assert!((count..format.page_tokens()).all(|t| out.is_poisoned(0, t, 0)), "wrote past the last token");
+    (0..count).map(|t| out.row_bits(0, t, 0)).collect()
 }
 
 fn error_kind(error: &Error) -> String {
@@ -200,6 +250,95 @@ fn reference_prunes_as_the_golden_masks() {
     }
 }
 
+// ---- the library --------------------------------------------------------------------------------------------
+
+#[test]
+fn append_writes_the_golden_pages() {
+    for (case, context) in
+        cases("append.json").iter().flat_map(|c| contexts().into_iter().map(move |x| (c, x)))
+    {
+        let format = format(case);
+        let x = tensor(format.dtype(), &rows(case, "input"));
+        let slots: Vec<i64> = case["slots"].as_array().unwrap().iter().map(|s| s.as_i64().unwrap()).collect();
+        let (weights, center) = (floats(&case["weights"]), floats(&case["center"]));
+        let mut pool = Pool::contiguous(format, 1, 1);
+        let side = AppendSide {
+            x: x.view(),
+            pool: pool.view_mut(),
+            weights: weights.as_ref().map(|w| Mem::host(w)),
+            center: center.as_ref().map(|c| Center { values: Mem::host(c), batch: 1 }),
+        };
+        let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
+        ops::append(&context, Stream::NONE, args).unwrap();
+        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context.level());
+
+        for row in case["rows"].as_array().unwrap() {
+            // Decompress up to the row in a page whose earlier rows are copies of it, as those may never have
+            // been written.
+            let at = size(row, "row");
+            let mut alone = pool.clone();
+            let (row_bytes, value_bytes) = (format.bitmap_row_bytes(), 2 * format.keep().unwrap());
+            for earlier in 0..at {
+                let values = format.values_offset();
+                let page = alone.page_mut(0, 0);
+                page.copy_within(at * row_bytes..(at + 1) * row_bytes, earlier * row_bytes);
+                let from = values + at * value_bytes;
+                page.copy_within(from..from + value_bytes, values + earlier * value_bytes);
+            }
+            let expected: Vec<u16> =
+                hex(&row["dense"]).chunks(2).map(|x| u16::from_le_bytes([x[0], x[1]])).collect();
+            assert_eq!(decompress(&context, &alone, at + 1)[at], expected, "{} row {at}", name(case));
+        }
+    }
+}
+
+#[test]
+fn compress_writes_the_golden_pages() {
+    for (case, context) in
+        cases("compress.json").iter().flat_map(|c| contexts().into_iter().map(move |x| (c, x)))
+    {
+        let format = format(case);
+        let x = tensor(format.dtype(), &rows(case, "input"));
+        let tokens = x.shape.tokens;
+        let mask = hex(&case["mask"]);
+        let (mut pool, pages, mut needed) = (Pool::contiguous(format, 1, 1), [0i32], [u32::MAX]);
+        let args = Compress {
+            x: x.view(),
+            mask: Some(Mem::host(&mask)),
+            pool: pool.view_mut(),
+            pages: Mem::host(&pages),
+            needed: Some(MemMut::host(&mut needed)),
+        };
+        ops::compress(&context, Stream::NONE, args).unwrap();
+        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context.level());
+        let kept: usize = masks(case).iter().flatten().filter(|kept| **kept).count();
+        assert_eq!(needed[0] as usize, kept, "{}", name(case));
+        assert_eq!(decompress(&context, &pool, tokens), rows(case, "dense"), "{}", name(case));
+    }
+}
+
+#[test]
+fn prune_writes_the_golden_masks() {
+    for (case, context) in
+        cases("prune.json").iter().flat_map(|c| contexts().into_iter().map(move |x| (c, x)))
+    {
+        let mut x = tensor(dtype(case), &rows(case, "input"));
+        let expected = hex(&case["mask"]);
+        let mut mask = vec![0xFFu8; expected.len()];
+        let args = Prune {
+            x: x.view_mut(),
+            selection: selection(case),
+            weights: None,
+            mask: Some(MemMut::host(&mut mask)),
+        };
+        ops::prune(&context, Stream::NONE, args).unwrap();
+        assert_eq!(mask, expected, "{} at {}", name(case), context.level());
+        let output: Vec<Vec<u16>> = (0..x.shape.tokens).map(|t| x.row_bits(0, t, 0)).collect();
+        assert_eq!(output, rows(case, "output"), "{} at {}", name(case), context.level());
+        x.assert_gaps_untouched();
+    }
+}
+
 // ---- rejects ------------------------------------------------------------------------------------------------
 
 #[test]
@@ -211,6 +350,30 @@ fn damaged_pages_are_refused() {
             (Err(error), Some(kind)) => {
                 assert_eq!(error_kind(&error), kind, "{}", name(&case));
                 assert_eq!(error.to_string(), case["message"].as_str().unwrap(), "{}", name(&case));
+            }
+            (result, expected) => panic!("{}: {result:?}, expected {expected:?}", name(&case)),
+        }
+    }
+}
+
+#[test]
+fn validate_op_agrees_about_damaged_pages() {
+    let context = Context::cpu(1).unwrap();
+    for case in cases("page_rejects.json") {
+        let (format, page, count) = (format(&case), hex(&case["page"]), size(&case, "rows"));
+        if page.len() != format.page_bytes() || count > format.page_tokens() {
+            continue; // a pool or a sequence like this cannot be described
+        }
+        let mut pool = Pool::contiguous(format, 1, 1);
+        pool.page_mut(0, 0).copy_from_slice(&page);
+        let len = [count as i32];
+        let args = Validate { pool: pool.view(), sequences: one_page(&len, format) };
+        match (ops::validate(&context, Stream::NONE, args), case["error"].as_str()) {
+            (Ok(()), None) => {}
+            (Err(error @ Error::CorruptData { .. }), Some("CorruptData")) => {
+                // The op says where the page is; the rule and the row are the page's own words.
+                let rule = case["message"].as_str().unwrap().trim_start_matches("page is damaged: ");
+                assert!(error.to_string().contains(rule), "{}: {error}", name(&case));
             }
             (result, expected) => panic!("{}: {result:?}, expected {expected:?}", name(&case)),
         }

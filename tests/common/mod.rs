@@ -1,6 +1,7 @@
 //! Helpers that all integration tests share. `mod common;` brings in everything; a test binary uses what it needs.
 #![allow(dead_code, unreachable_pub, unused_imports, clippy::panic, clippy::unwrap_used)]
 
+mod attend;
 mod bytes;
 mod cases;
 mod compare;
@@ -9,6 +10,7 @@ mod expect;
 mod pages;
 mod rng;
 
+pub use attend::{Scene, Step, dense_rows};
 pub use bytes::Bytes;
 pub use cases::{CHANNEL_GROUPS, DIMS, DTYPES, HEADS, PAGE_SIZES, keeps, lengths};
 pub use compare::{Tolerance, assert_close, cosine_distance};
@@ -17,7 +19,8 @@ pub use expect::{attention, scoring};
 pub use pages::{Paged, Pool, Table};
 pub use rng::{Dist, Rng};
 
-use mustafar::{DType, Mem};
+use mustafar::{Context, DType, Level, Mem};
+use proptest::test_runner::Config;
 
 /// Number for an element of any tensor dtype.
 pub fn to_f64(dtype: DType, bytes: &[u8]) -> f64 {
@@ -30,4 +33,19 @@ pub fn to_f64(dtype: DType, bytes: &[u8]) -> f64 {
 /// Lengths, slots, tables: a view of any slice, or none.
 pub fn mem<T: mustafar::mem::Element>(slice: Option<&Vec<T>>) -> Option<Mem<'_>> {
     slice.map(|s| Mem::host(s))
+}
+
+/// Every instruction level this processor has, each with these numbers of threads.
+pub fn contexts(threads: &[usize]) -> Vec<Context> {
+    let levels = Level::ALL.into_iter().filter(|level| level.available());
+    levels
+        .flat_map(|level| threads.iter().map(move |&n| Context::cpu_with_level(n, level).unwrap()))
+        .collect()
+}
+
+/// Proptest settings: `cases` unless PROPTEST_CASES says otherwise. A failure prints its minimal input, which is all
+/// there is to it: data comes from a seed in the input.
+pub fn config(cases: u32) -> Config {
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { Config::default().cases } else { cases };
+    Config { cases, failure_persistence: None, ..Config::default() }
 }
