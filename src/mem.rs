@@ -174,6 +174,15 @@ impl<'a> MemMut<'a> {
         Ok(Self { address: self.address + bytes as u64, bytes: self.bytes - bytes, ..self })
     }
 
+    /// The first `bytes` bytes, and the rest.
+    pub(crate) fn split_at(self, argument: &'static str, bytes: usize) -> Result<(Self, Self)> {
+        if bytes > self.bytes {
+            return Err(Error::BufferTooSmall { argument, bytes: self.bytes, needed: bytes });
+        }
+        let rest = Self { address: self.address + bytes as u64, bytes: self.bytes - bytes, ..self };
+        Ok((Self { bytes, ..self }, rest))
+    }
+
     /// The first `count` elements as a slice. Errors name `argument`: wrong place, misaligned or too short.
     pub(crate) fn slice_mut<T: Element>(&mut self, argument: &'static str, count: usize) -> Result<&mut [T]> {
         if check::<T>(self.address, self.bytes, self.place, argument, count)? {

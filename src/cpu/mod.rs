@@ -1,12 +1,17 @@
 //! CPU backend: the ops over host slices. Arguments were validated by `ops`.
 
 pub(crate) mod append;
+pub(crate) mod attend;
 pub(crate) mod compress;
 pub(crate) mod decompress;
+pub(crate) mod dense;
 mod level;
+mod math;
+mod packed;
 pub(crate) mod parallel;
 pub(crate) mod prune;
 mod select;
+mod simd_attend;
 pub(crate) mod simd_rows;
 
 pub use level::Level;

@@ -33,9 +33,57 @@ pub(crate) fn for_each<T: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) 
     });
 }
 
+/// Runs `work` on every item of `queue`, one thread per element of `states` (the caller's included). Each thread
+/// takes the next item when it is done with one, so uneven items balance; nothing is allocated.
+pub(crate) fn drain<S: Send, T: Send>(
+    states: impl Iterator<Item = S>,
+    queue: impl Iterator<Item = T> + Send,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let queue = Mutex::new(queue);
+    let run = |mut state: S| {
+        loop {
+            // A poisoned queue means that another thread panicked inside `next`; the scope passes that on.
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(item) = next else { break };
+            work(&mut state, item);
+        }
+    };
+    let mut states = states;
+    let Some(mine) = states.next() else { return };
+    thread::scope(|scope| {
+        for state in states {
+            let run = &run;
+            // Where the system refuses another thread, those that run do all the work.
+            if thread::Builder::new().spawn_scoped(scope, move || run(state)).is_err() {
+                break;
+            }
+        }
+        run(mine);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drain_takes_every_item_once() {
+        for threads in [1, 2, 3, 8] {
+            for n in [0, 1, 7, 333] {
+                let mut counts = vec![0usize; threads];
+                let seen = Mutex::new(Vec::new());
+                drain(counts.iter_mut(), 0..n, |count, i| {
+                    **count += 1;
+                    seen.lock().expect("no panic").push(i);
+                });
+                let mut seen = seen.into_inner().expect("no panic");
+                seen.sort_unstable();
+                assert_eq!(seen, (0..n).collect::<Vec<i32>>());
+                assert_eq!(counts.iter().sum::<usize>(), n as usize);
+            }
+        }
+    }
 
     #[test]
     fn every_item_once() {

@@ -1,6 +1,9 @@
 //! `attend`: decode attention over sinks, compressed pages and dense window in one pass.
 
-use crate::backend::{Context, Stream};
+pub(crate) mod checks;
+
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu;
 use crate::error::Result;
 use crate::mem::{Mem, MemMut};
 use crate::pool::{PagePool, Sequences};
@@ -89,8 +92,10 @@ pub struct Attend<'a> {
 /// # Errors
 /// As [`attend`] for shapes and bounds.
 pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
-    let _ = (context, args);
-    todo!()
+    let shapes = checks::Shapes::new(args)?;
+    match context.backend() {
+        Backend::Cpu => Ok(cpu::attend::Layout::new(&shapes, context.threads())?.bytes()),
+    }
 }
 
 /// Attention with float32 accumulation: `softmax(scores) . v` over all tokens a query sees.
@@ -99,8 +104,13 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 ///
 /// # Errors
 /// Each names the argument: shapes or dtypes that contradict each other, q_heads no multiple of kv_heads, lengths,
-/// rows or page numbers out of range, scale or softcap not finite, workspace too small.
+/// rows or page numbers out of range, scale or softcap not finite, workspace too small or misaligned. What pages
+/// hold is not checked: damaged ones give meaningless results but are never read outside their bytes
+/// ([`super::validate`] checks them).
 pub fn attend(context: &Context, stream: Stream, args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
-    let _ = (context, stream, args, workspace);
-    todo!()
+    stream.check(context)?;
+    let shapes = checks::Shapes::new(&args)?;
+    match context.backend() {
+        Backend::Cpu => cpu::attend::run(context, &checks::Host::new(&args, shapes)?, args, workspace),
+    }
 }

@@ -1,0 +1,118 @@
+//! Dense host tensors of any element type, read and written as float32.
+
+use crate::cpu::math::{bf16_to_f32, f16_to_f32};
+use crate::cpu::simd_attend::Block;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::tensor::{Rows, RowsMut, Tensor, TensorMut};
+use half::{bf16, f16};
+
+/// Rows of a tensor on the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum AnyRows<'a> {
+    F16(Rows<'a, f16>),
+    Bf16(Rows<'a, bf16>),
+    F32(Rows<'a, f32>),
+}
+
+impl<'a> AnyRows<'a> {
+    /// The rows of `tensor`; errors name `argument`.
+    pub(crate) fn new(argument: &'static str, tensor: &Tensor<'a>) -> Result<Self> {
+        Ok(match tensor.dtype {
+            DType::F16 => Self::F16(tensor.rows(argument)?),
+            DType::Bf16 => Self::Bf16(tensor.rows(argument)?),
+            DType::F32 => Self::F32(tensor.rows(argument)?),
+        })
+    }
+
+    /// Element type.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::Bf16,
+            Self::F32(_) => DType::F32,
+        }
+    }
+
+    /// Copies one row into `out`, which has the tensor's `dim` elements.
+    pub(crate) fn load(&self, b: usize, t: usize, h: usize, out: &mut [f32]) {
+        match self {
+            Self::F16(rows) => convert(rows.row(b, t, h), out, |x| f16_to_f32(x.to_bits())),
+            Self::Bf16(rows) => convert(rows.row(b, t, h), out, |x| bf16_to_f32(x.to_bits())),
+            Self::F32(rows) => out.copy_from_slice(rows.row(b, t, h)),
+        }
+    }
+
+    /// Adds one row to a dense block of the same dtype.
+    pub(crate) fn push(&self, b: usize, t: usize, h: usize, block: &mut Block<'a>) {
+        match self {
+            Self::F16(rows) => block.push_dense(rows.row(b, t, h)),
+            Self::Bf16(rows) => block.push_dense(rows.row(b, t, h)),
+            Self::F32(rows) => block.push_dense(rows.row(b, t, h)),
+        }
+    }
+}
+
+fn convert<T: Copy, U>(from: &[T], to: &mut [U], f: impl Fn(T) -> U) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f(*from);
+    }
+}
+
+/// Rows of a writable tensor on the host.
+#[derive(Debug)]
+pub(crate) enum AnyRowsMut<'a> {
+    F16(RowsMut<'a, f16>),
+    Bf16(RowsMut<'a, bf16>),
+    F32(RowsMut<'a, f32>),
+}
+
+/// Calls one method on whichever rows there are.
+macro_rules! split {
+    ($self:ident, $method:ident, $at:expr) => {
+        match $self {
+            Self::F16(rows) => {
+                let (low, high) = rows.$method($at);
+                (Self::F16(low), Self::F16(high))
+            }
+            Self::Bf16(rows) => {
+                let (low, high) = rows.$method($at);
+                (Self::Bf16(low), Self::Bf16(high))
+            }
+            Self::F32(rows) => {
+                let (low, high) = rows.$method($at);
+                (Self::F32(low), Self::F32(high))
+            }
+        }
+    };
+}
+
+impl<'a> AnyRowsMut<'a> {
+    /// The rows of `tensor`; errors name `argument`.
+    pub(crate) fn new(argument: &'static str, tensor: &'a mut TensorMut<'_>) -> Result<Self> {
+        Ok(match tensor.dtype {
+            DType::F16 => Self::F16(tensor.rows_mut(argument)?),
+            DType::Bf16 => Self::Bf16(tensor.rows_mut(argument)?),
+            DType::F32 => Self::F32(tensor.rows_mut(argument)?),
+        })
+    }
+
+    /// Writes one row, rounded to the tensor's dtype.
+    pub(crate) fn store(&mut self, b: usize, t: usize, h: usize, row: &[f32]) {
+        match self {
+            Self::F16(rows) => convert(row, rows.row_mut(b, t, h), f16::from_f32),
+            Self::Bf16(rows) => convert(row, rows.row_mut(b, t, h), bf16::from_f32),
+            Self::F32(rows) => rows.row_mut(b, t, h).copy_from_slice(row),
+        }
+    }
+
+    /// Tokens before `t`, and those from `t` on, of every sequence.
+    pub(crate) fn split_tokens(self, t: usize) -> (Self, Self) {
+        split!(self, split_tokens, t)
+    }
+
+    /// Heads before `h`, and those from `h` on, of every token.
+    pub(crate) fn split_heads(self, h: usize) -> (Self, Self) {
+        split!(self, split_heads, h)
+    }
+}

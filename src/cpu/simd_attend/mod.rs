@@ -1,0 +1,157 @@
+//! The inner loops of attention over blocks of rows, in one version per instruction level.
+//!
+//! A row is one token's K or V of one head, either packed (bitmap and kept values, as pages store it) or dense.
+//! The loops expand packed rows in registers; no dense copy of a page is ever made.
+#![allow(unsafe_code)]
+
+mod portable;
+
+use crate::backend::Context;
+use crate::cpu::level::Level;
+use crate::dtype::DType;
+use crate::mem::Element;
+use std::marker::PhantomData;
+
+/// Rows in a block at most. Enough to spread the softmax and the reload of accumulators over many tokens; the
+/// packed bytes of a block (about 10 KB of K and V at head_dim 128, keep 39) stay in the L1 cache.
+pub(crate) const BLOCK: usize = 64;
+
+/// Largest head_dim.
+pub(crate) const MAX_DIM: usize = 256;
+
+/// Readable values behind the last kept value of a packed row: one vector of the widest level (64 bytes).
+pub(crate) const PAD: usize = 32;
+
+/// How the rows of a block store their elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// Bitmap and kept values.
+    Packed(DType),
+    /// Every element.
+    Dense(DType),
+}
+
+/// Where a row lies. `values` points at `(dim + PAD) * 2` readable bytes of a packed row, whatever its bitmap
+/// says, and at `dim` elements of a dense row. `bits` points at `dim / 8` bytes of a packed row.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    bits: *const u8,
+    values: *const u8,
+}
+
+/// Up to [`BLOCK`] rows of one encoding.
+///
+/// Invariant: rows below `len` are as [`Row`] says, for `'a`.
+#[derive(Debug)]
+pub(crate) struct Block<'a> {
+    encoding: Encoding,
+    dim: usize,
+    len: usize,
+    rows: [Row; BLOCK],
+    _life: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Block<'a> {
+    /// No rows yet. `dim` is a multiple of 32 up to [`MAX_DIM`].
+    pub(crate) fn new(encoding: Encoding, dim: usize) -> Self {
+        assert!(dim.is_multiple_of(32) && dim <= MAX_DIM, "head_dim {dim}");
+        let nowhere = Row { bits: std::ptr::null(), values: std::ptr::null() };
+        Self { encoding, dim, len: 0, rows: [nowhere; BLOCK], _life: PhantomData }
+    }
+
+    /// Adds a packed row: its bitmap, and its values with what follows them.
+    pub(crate) fn push_packed(&mut self, bits: &'a [u8], values: &'a [u8]) {
+        assert!(matches!(self.encoding, Encoding::Packed(_)), "dense block");
+        assert!(bits.len() >= self.dim / 8 && values.len() >= (self.dim + PAD) * 2, "short row");
+        self.rows[self.len] = Row { bits: bits.as_ptr(), values: values.as_ptr() };
+        self.len += 1;
+    }
+
+    /// Adds a dense row; `T` must be the element type of the block's dtype.
+    pub(crate) fn push_dense<T: Element>(&mut self, row: &'a [T]) {
+        let Encoding::Dense(dtype) = self.encoding else { unreachable!("packed block") };
+        assert!(dtype.bytes() == size_of::<T>() && row.len() >= self.dim, "short row");
+        self.rows[self.len] = Row { bits: std::ptr::null(), values: row.as_ptr().cast() };
+        self.len += 1;
+    }
+
+    /// How the rows store their elements.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// head_dim.
+    pub(crate) fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Rows added.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn rows(&self) -> &[Row] {
+        &self.rows[..self.len]
+    }
+}
+
+/// The loops at one instruction level. Exists only for levels that the processor has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Simd(Level);
+
+impl Simd {
+    /// The level of a context, which its constructor found available.
+    pub(crate) fn of(context: &Context) -> Self {
+        Self(context.level())
+    }
+
+    /// `scores[h * BLOCK + t] = q[h] . row[t]`. `q` is `[heads, dim]`, `scores` `[heads, BLOCK]`; elements past
+    /// `block.len()` are left in any state.
+    pub(crate) fn dot(self, block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+        let heads = q.len() / block.dim;
+        assert!(q.len() == heads * block.dim && scores.len() >= heads * BLOCK, "dot shapes");
+        match self.0 {
+            Level::Portable | Level::Avx2 | Level::Avx512 => portable::dot(block, q, scores),
+        }
+    }
+
+    /// `sums[h] += sum over t of weights[h * BLOCK + t] * row[t]`. `sums` is `[heads, dim]`, `weights`
+    /// `[heads, BLOCK]`.
+    pub(crate) fn weighted_sum(self, block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+        let heads = sums.len() / block.dim;
+        assert!(sums.len() == heads * block.dim && weights.len() >= heads * BLOCK, "weighted sum shapes");
+        match self.0 {
+            Level::Portable | Level::Avx2 | Level::Avx512 => portable::weighted_sum(block, weights, sums),
+        }
+    }
+
+    /// Writes the rows of the block as float32 `[len, dim]`.
+    pub(crate) fn expand(self, block: &Block<'_>, out: &mut [f32]) {
+        assert!(out.len() >= block.len * block.dim, "expand shapes");
+        match self.0 {
+            Level::Portable | Level::Avx2 | Level::Avx512 => portable::expand(block, out),
+        }
+    }
+
+    /// One row of scores becomes weights: see [`Softmax`]. Returns the new running maximum and the sum of the
+    /// weights.
+    pub(crate) fn softmax(self, scores: &mut [f32], softmax: &Softmax) -> (f32, f32) {
+        match self.0 {
+            Level::Portable | Level::Avx2 | Level::Avx512 => portable::softmax(scores, softmax),
+        }
+    }
+}
+
+/// A step of the online softmax: each score s becomes `x = scale * (s + bias)`, softcapped if asked, then
+/// `exp(x - max)` where max is the largest x so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Softmax {
+    /// Factor of the scores.
+    pub(crate) scale: f32,
+    /// Added to each score before scaling: q . c for centred keys.
+    pub(crate) bias: f32,
+    /// c of `c * tanh(x / c)`.
+    pub(crate) softcap: Option<f32>,
+    /// Running maximum before this step; -inf at the start.
+    pub(crate) max: f32,
+}
