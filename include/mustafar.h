@@ -1,0 +1,1736 @@
+/*
+ * mustafar: decode attention on a pruned, bitmap-compressed KV cache.
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * Generated from src/capi by `MUSTAFAR_BLESS=1 cargo test --test headers`; do not edit. docs/c-api.md is the manual.
+ *
+ * - Start a structure from its _INIT macro: it sets struct_size and zeroes the rest, and zero means "default" or
+ *   "not given". Structures only grow at the end; programs compiled with an older header keep working.
+ * - Data pointers (tensors, pages, arrays in structures, workspace) point into the memory of the context: host memory
+ *   on the CPU backend. Structures themselves, sequence numbers, sizes and snapshots are host memory always.
+ * - Every call but a few that cannot fail returns a mustafar_status; mustafar_last_error_message() says in words what
+ *   was wrong. Unless a call says otherwise, a failing one has written to none of its outputs.
+ * - Counts, sizes of dimensions and strides are int64_t so that a negative one is refused, not taken for a huge one.
+ */
+
+
+#ifndef MUSTAFAR_H
+#define MUSTAFAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Define before including to decorate the declarations. */
+#ifndef MUSTAFAR_API
+#define MUSTAFAR_API
+#endif
+
+/* Version of this header; mustafar_version() and mustafar_version_number() give the library's. */
+#define MUSTAFAR_VERSION "0.1.0"
+#define MUSTAFAR_VERSION_MAJOR 0
+#define MUSTAFAR_VERSION_MINOR 1
+#define MUSTAFAR_VERSION_PATCH 0
+#define MUSTAFAR_VERSION_NUMBER \
+    (MUSTAFAR_VERSION_MAJOR * 1000000 + MUSTAFAR_VERSION_MINOR * 1000 + MUSTAFAR_VERSION_PATCH)
+
+/**
+ * Version of the page format that this library writes and reads.
+ */
+#define MUSTAFAR_FORMAT_VERSION 1
+
+/**
+ * Alignment of a page and of each of its sections, in bytes.
+ */
+#define MUSTAFAR_PAGE_ALIGN 16
+
+/**
+ * `sinks` of a cache that keeps no first tokens dense. 0 asks for the default.
+ */
+#define MUSTAFAR_SINKS_NONE 4294967295
+
+/**
+ * What a call returns. Numbers never change their meaning and are never reused; new ones may be added.
+ */
+enum mustafar_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Done.
+     */
+    MUSTAFAR_STATUS_SUCCESS = 0,
+    /**
+     * An argument has a value that is never valid, or that contradicts another argument.
+     */
+    MUSTAFAR_STATUS_INVALID_ARGUMENT = 1,
+    /**
+     * A pointer that must point somewhere is NULL.
+     */
+    MUSTAFAR_STATUS_NULL_POINTER = 2,
+    /**
+     * An address, stride or offset is not a multiple of the alignment it needs.
+     */
+    MUSTAFAR_STATUS_MISALIGNED = 3,
+    /**
+     * A product or sum of sizes does not fit.
+     */
+    MUSTAFAR_STATUS_OVERFLOW = 4,
+    /**
+     * A slot, page number, length or other index lies outside what it indexes.
+     */
+    MUSTAFAR_STATUS_OUT_OF_RANGE = 5,
+    /**
+     * A buffer or workspace is smaller than the call needs.
+     */
+    MUSTAFAR_STATUS_BUFFER_TOO_SMALL = 6,
+    /**
+     * A valid request that no kernel serves.
+     */
+    MUSTAFAR_STATUS_UNSUPPORTED = 7,
+    /**
+     * A ragged page cannot hold the values its rows keep.
+     */
+    MUSTAFAR_STATUS_PAGE_OVERFLOW = 8,
+    /**
+     * The cache has no free page or sequence left.
+     */
+    MUSTAFAR_STATUS_CACHE_FULL = 9,
+    /**
+     * The allocator refused.
+     */
+    MUSTAFAR_STATUS_OUT_OF_MEMORY = 10,
+    /**
+     * Page or snapshot bytes violate the format.
+     */
+    MUSTAFAR_STATUS_CORRUPT_DATA = 11,
+    /**
+     * Data or a structure belongs to an incompatible version or configuration.
+     */
+    MUSTAFAR_STATUS_VERSION_MISMATCH = 12,
+    /**
+     * The backend cannot run here.
+     */
+    MUSTAFAR_STATUS_UNAVAILABLE = 13,
+    /**
+     * The CUDA driver refused a call; the message has its code.
+     */
+    MUSTAFAR_STATUS_CUDA = 14,
+    /**
+     * A defect of this library. Outputs are undefined, the process and other objects are intact.
+     */
+    MUSTAFAR_STATUS_INTERNAL = 15,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_status mustafar_status;
+#else
+typedef int32_t mustafar_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Element type of a tensor or of the values in a page. The discriminants are the codes of the C ABI and of
+ * snapshots; they are never reused.
+ */
+enum mustafar_dtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * IEEE 754 binary16.
+     */
+    MUSTAFAR_DTYPE_F16 = 1,
+    /**
+     * bfloat16.
+     */
+    MUSTAFAR_DTYPE_BF16 = 2,
+    /**
+     * IEEE 754 binary32; queries and outputs only.
+     */
+    MUSTAFAR_DTYPE_F32 = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_dtype mustafar_dtype;
+#else
+typedef uint32_t mustafar_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the rows of a page share its values.
+ */
+enum mustafar_rows
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Every row keeps `keep` values: the size of a page follows from the format alone, and tokens can be appended
+     * one at a time.
+     */
+    MUSTAFAR_ROWS_UNIFORM = 0,
+    /**
+     * Counts differ; a page has room for `capacity` values.
+     */
+    MUSTAFAR_ROWS_RAGGED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_rows mustafar_rows;
+#else
+typedef uint32_t mustafar_rows;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Where ops run, and in which memory data pointers point.
+ */
+enum mustafar_backend
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * On the calling process's processor; all pointers are host pointers.
+     */
+    MUSTAFAR_BACKEND_CPU = 0,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_backend mustafar_backend;
+#else
+typedef uint32_t mustafar_backend;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which elements survive pruning.
+ */
+enum mustafar_selection
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Token direction: the `keep` largest scores of each row; ties go to the lower channel.
+     */
+    MUSTAFAR_SELECTION_TOKEN = 0,
+    /**
+     * Token direction as the original Mustafar prunes: every magnitude of at least the `dropped`-th smallest, so
+     * rows with ties keep more.
+     */
+    MUSTAFAR_SELECTION_TOKEN_REFERENCE_TIES = 1,
+    /**
+     * Channel direction: in each group of 32 consecutive tokens, each channel keeps its `keep` largest magnitudes;
+     * ties go to the older token.
+     */
+    MUSTAFAR_SELECTION_CHANNEL = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_selection mustafar_selection;
+#else
+typedef uint32_t mustafar_selection;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Whether a cache centres keys before it prunes them.
+ */
+enum mustafar_center_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Keys are stored as they are.
+     */
+    MUSTAFAR_CENTER_MODE_NONE = 0,
+    /**
+     * Each layer of a sequence subtracts the per-channel median of the first tokens it compresses.
+     */
+    MUSTAFAR_CENTER_MODE_MEDIAN = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_center_mode mustafar_center_mode;
+#else
+typedef uint32_t mustafar_center_mode;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * A cache: it owns pages, dense window and sinks. One call at a time: calls on the same cache must not overlap, unless
+ * all of them take it const.
+ */
+typedef struct mustafar_cache mustafar_cache;
+
+/**
+ * A backend that is ready to run ops. Immutable: any number of threads may use one at the same time. Not to be used
+ * in a child process after fork.
+ */
+typedef struct mustafar_context mustafar_context;
+
+/**
+ * The format of a page: `page_tokens` consecutive tokens of one KV head, K or V. Formats with equal fields have
+ * byte-compatible pages. `docs/format.md` describes the bytes.
+ */
+typedef struct mustafar_format {
+    /**
+     * sizeof(mustafar_format).
+     */
+    size_t struct_size;
+    /**
+     * A mustafar_rows.
+     */
+    uint32_t rows;
+    /**
+     * Type of the values: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16. Required.
+     */
+    uint32_t dtype;
+    /**
+     * Channels per row: 64, 96, 128 or 256. Required.
+     */
+    uint32_t head_dim;
+    /**
+     * Tokens per page: 16, 32, 64 or 128; 0 is 64.
+     */
+    uint32_t page_tokens;
+    /**
+     * Uniform pages: values kept per row, 1 to head_dim. Ragged pages: 0.
+     */
+    uint32_t keep;
+    /**
+     * Ragged pages: values a page has room for, 0 to page_tokens * head_dim. Uniform pages: 0.
+     */
+    uint32_t capacity;
+} mustafar_format;
+
+/**
+ * Where the sections of a page lie. All in bytes from its start.
+ */
+typedef struct mustafar_page_layout {
+    /**
+     * sizeof(mustafar_page_layout).
+     */
+    size_t struct_size;
+    /**
+     * Size of a page, a multiple of 16.
+     */
+    size_t page_bytes;
+    /**
+     * Size of the same tokens stored dense in the value type.
+     */
+    size_t dense_bytes;
+    /**
+     * Size of the bitmap, which starts the page.
+     */
+    size_t bitmap_bytes;
+    /**
+     * Start of the row offsets; 0 in uniform pages, which have none.
+     */
+    size_t offsets_offset;
+    /**
+     * Start of the values.
+     */
+    size_t values_offset;
+    /**
+     * Values a page holds at most.
+     */
+    size_t capacity;
+    /**
+     * Alignment that a page needs.
+     */
+    size_t alignment;
+} mustafar_page_layout;
+
+/**
+ * How to make a context.
+ */
+typedef struct mustafar_context_config {
+    /**
+     * sizeof(mustafar_context_config).
+     */
+    size_t struct_size;
+    /**
+     * A mustafar_backend.
+     */
+    uint32_t backend;
+    /**
+     * CPU: threads one op may use, 1 to 1024; 0 is 1, which keeps every op on the calling thread.
+     */
+    uint32_t threads;
+    /**
+     * Index of the device; 0 on the CPU backend.
+     */
+    uint32_t device;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} mustafar_context_config;
+
+/**
+ * As mustafar_tensor, for a tensor that is written. Rows must not overlap each other or an input of the same call.
+ */
+typedef struct mustafar_tensor_mut {
+    /**
+     * sizeof(mustafar_tensor_mut).
+     */
+    size_t struct_size;
+    /**
+     * As in mustafar_tensor.
+     */
+    void *data;
+    /**
+     * As in mustafar_tensor.
+     */
+    uint32_t dtype;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t batch;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t tokens;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t heads;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t dim;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t batch_stride;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t token_stride;
+    /**
+     * As in mustafar_tensor.
+     */
+    int64_t head_stride;
+} mustafar_tensor_mut;
+
+/**
+ * Arguments of mustafar_prune.
+ */
+typedef struct mustafar_prune_args {
+    /**
+     * sizeof(mustafar_prune_args).
+     */
+    size_t struct_size;
+    /**
+     * f16 or bf16 [batch, tokens, heads, dim], changed in place: dropped elements become +0. Tokens must be a multiple
+     * of 32 for the channel direction. Required.
+     */
+    const struct mustafar_tensor_mut *x;
+    /**
+     * A mustafar_selection.
+     */
+    uint32_t selection;
+    /**
+     * TOKEN: values kept per row, 1 to dim. CHANNEL: tokens kept per channel and group, 1 to 32. Else 0.
+     */
+    uint32_t keep;
+    /**
+     * TOKEN_REFERENCE_TIES: 1 to dim, max(1, floor(sparsity * dim)). Else 0.
+     */
+    uint32_t dropped;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude.
+     */
+    const float *weights;
+    /**
+     * Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
+     * be NULL.
+     */
+    uint8_t *mask;
+} mustafar_prune_args;
+
+/**
+ * A dense tensor [batch, tokens, heads, dim] that is read. Elements of a row of `dim` are adjacent; the other
+ * dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
+ * as it is, so a stride of 0 repeats the same data. Dimensions of 0 are legal, and `data` may then be NULL.
+ */
+typedef struct mustafar_tensor {
+    /**
+     * sizeof(mustafar_tensor).
+     */
+    size_t struct_size;
+    /**
+     * Element [0, 0, 0, 0], aligned to the element type, in the memory of the context (host or device).
+     */
+    const void *data;
+    /**
+     * A mustafar_dtype. Required.
+     */
+    uint32_t dtype;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * Sequences.
+     */
+    int64_t batch;
+    /**
+     * Tokens per sequence.
+     */
+    int64_t tokens;
+    /**
+     * Heads.
+     */
+    int64_t heads;
+    /**
+     * Elements per row.
+     */
+    int64_t dim;
+    /**
+     * Elements from one sequence to the next; not negative.
+     */
+    int64_t batch_stride;
+    /**
+     * Elements from one token to the next; not negative.
+     */
+    int64_t token_stride;
+    /**
+     * Elements from one head to the next; not negative.
+     */
+    int64_t head_stride;
+} mustafar_tensor;
+
+/**
+ * As mustafar_pool, for pages that are written.
+ */
+typedef struct mustafar_pool_mut {
+    /**
+     * sizeof(mustafar_pool_mut).
+     */
+    size_t struct_size;
+    /**
+     * As in mustafar_pool.
+     */
+    void *data;
+    /**
+     * As in mustafar_pool.
+     */
+    const struct mustafar_format *format;
+    /**
+     * As in mustafar_pool.
+     */
+    int64_t num_pages;
+    /**
+     * As in mustafar_pool.
+     */
+    int64_t kv_heads;
+    /**
+     * As in mustafar_pool.
+     */
+    int64_t page_stride;
+    /**
+     * As in mustafar_pool.
+     */
+    int64_t head_stride;
+} mustafar_pool_mut;
+
+/**
+ * Key centre: compressed keys are stored as round16(k - c), and attention adds scale * (q . c) to the score of every
+ * compressed token. Pages must be read with the centre they were written with.
+ */
+typedef struct mustafar_center {
+    /**
+     * sizeof(mustafar_center).
+     */
+    size_t struct_size;
+    /**
+     * float [batch, kv_heads, head_dim], contiguous, in the memory of the context.
+     */
+    const float *values;
+    /**
+     * 1 (one centre for all sequences) or one per sequence.
+     */
+    int64_t batch;
+} mustafar_center;
+
+/**
+ * One side (K or V) of mustafar_append.
+ */
+typedef struct mustafar_append_side {
+    /**
+     * sizeof(mustafar_append_side).
+     */
+    size_t struct_size;
+    /**
+     * New tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
+     */
+    const struct mustafar_tensor *x;
+    /**
+     * Destination: uniform pages. Required.
+     */
+    const struct mustafar_pool_mut *pool;
+    /**
+     * Selection weights, float [kv_heads, head_dim], each >= 0. NULL: plain magnitude.
+     */
+    const float *weights;
+    /**
+     * Centre subtracted before selecting and storing. NULL: none.
+     */
+    const struct mustafar_center *center;
+} mustafar_append_side;
+
+/**
+ * Arguments of mustafar_append: K, V or both, stored at the same slots.
+ */
+typedef struct mustafar_append_args {
+    /**
+     * sizeof(mustafar_append_args).
+     */
+    size_t struct_size;
+    /**
+     * Keys; NULL: none.
+     */
+    const struct mustafar_append_side *k;
+    /**
+     * Values; NULL: none.
+     */
+    const struct mustafar_append_side *v;
+    /**
+     * Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. A slot given twice
+     * keeps the later token. Required.
+     */
+    const int64_t *slots;
+    /**
+     * Sequence of each token, int32 [tokens]: row of a per-sequence centre. Required exactly when a centre has
+     * batch > 1.
+     */
+    const int32_t *sequence;
+} mustafar_append_args;
+
+/**
+ * Arguments of mustafar_compress.
+ */
+typedef struct mustafar_compress_args {
+    /**
+     * sizeof(mustafar_compress_args).
+     */
+    size_t struct_size;
+    /**
+     * Dense tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
+     */
+    const struct mustafar_tensor *x;
+    /**
+     * What to keep, contiguous [tokens, kv_heads, head_dim / 8] bytes as mustafar_prune writes them. NULL: everything
+     * but +0 and -0.
+     */
+    const uint8_t *mask;
+    /**
+     * Destination: ragged pages. Required.
+     */
+    const struct mustafar_pool_mut *pool;
+    /**
+     * Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice. Rows
+     * of the last page after the last token become empty. Required.
+     */
+    const int32_t *pages;
+    /**
+     * Receives how many values each page holds, uint32 [pages, kv_heads]; on PAGE_OVERFLOW how many it would need.
+     * May be NULL.
+     */
+    uint32_t *needed;
+} mustafar_compress_args;
+
+/**
+ * Pages of one side (K or V) that are read: page p of KV head h starts at `data + p * page_stride + h * head_stride`
+ * bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
+ */
+typedef struct mustafar_pool {
+    /**
+     * sizeof(mustafar_pool).
+     */
+    size_t struct_size;
+    /**
+     * Page 0 of head 0, aligned to 16 bytes, in the memory of the context. May be NULL in an empty pool.
+     */
+    const void *data;
+    /**
+     * Format of every page. Required.
+     */
+    const struct mustafar_format *format;
+    /**
+     * Pages per head.
+     */
+    int64_t num_pages;
+    /**
+     * KV heads.
+     */
+    int64_t kv_heads;
+    /**
+     * Bytes from one page to the next of the same head, a multiple of 16. Both strides 0: [num_pages][kv_heads] pages
+     * back to back.
+     */
+    int64_t page_stride;
+    /**
+     * Bytes from one head to the next of the same page, a multiple of 16.
+     */
+    int64_t head_stride;
+} mustafar_pool;
+
+/**
+ * Which pages hold the compressed tokens of each sequence of a batch, and how many tokens that is. Arrays are in the
+ * memory of the context.
+ */
+typedef struct mustafar_sequences {
+    /**
+     * sizeof(mustafar_sequences).
+     */
+    size_t struct_size;
+    /**
+     * Sequences.
+     */
+    int64_t batch;
+    /**
+     * Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`.
+     */
+    int64_t max_len;
+    /**
+     * Page numbers, int32 [batch, >= ceil(max_len / page_tokens)]; entries past a sequence's last page are never
+     * used. NULL: sequence b lies in pages b * ceil(max_len / page_tokens) and following.
+     */
+    const int32_t *table;
+    /**
+     * Elements from one row of `table` to the next; 0 is ceil(max_len / page_tokens).
+     */
+    int64_t table_stride;
+    /**
+     * Compressed tokens, int32 [batch], or [batch, kv_heads] if lens_per_head; 0 to max_len.
+     */
+    const int32_t *lens;
+    /**
+     * 1 if `lens` has a length per KV head (token-eviction methods), else 0.
+     */
+    uint32_t lens_per_head;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} mustafar_sequences;
+
+/**
+ * Arguments of mustafar_decompress.
+ */
+typedef struct mustafar_decompress_args {
+    /**
+     * sizeof(mustafar_decompress_args).
+     */
+    size_t struct_size;
+    /**
+     * Pages, uniform or ragged. Required.
+     */
+    const struct mustafar_pool *pool;
+    /**
+     * Which pages, and how many tokens. Required.
+     */
+    const struct mustafar_sequences *sequences;
+    /**
+     * Centre to add back: every element becomes round(x + c), dropped ones round(c). NULL: dropped elements become +0.
+     */
+    const struct mustafar_center *center;
+    /**
+     * Receives [batch, >= max_len, kv_heads, head_dim] in f16, bf16 or f32. Tokens past a sequence's length are not
+     * written. Required.
+     */
+    const struct mustafar_tensor_mut *out;
+} mustafar_decompress_args;
+
+/**
+ * Arguments of mustafar_validate.
+ */
+typedef struct mustafar_validate_args {
+    /**
+     * sizeof(mustafar_validate_args).
+     */
+    size_t struct_size;
+    /**
+     * Pages, uniform or ragged. Required.
+     */
+    const struct mustafar_pool *pool;
+    /**
+     * Which pages, and how many rows of them count. Required.
+     */
+    const struct mustafar_sequences *sequences;
+} mustafar_validate_args;
+
+/**
+ * Dense tokens of a batch: the window after the compressed tokens, or the sinks before them.
+ */
+typedef struct mustafar_dense {
+    /**
+     * sizeof(mustafar_dense).
+     */
+    size_t struct_size;
+    /**
+     * Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. Required.
+     */
+    const struct mustafar_tensor *k;
+    /**
+     * Values [rows, max_len, kv_heads, v head_dim]. Required.
+     */
+    const struct mustafar_tensor *v;
+    /**
+     * Valid tokens of each sequence, int32 [batch], 0 to max_len. Required.
+     */
+    const int32_t *lens;
+    /**
+     * Row of the tensors that holds each sequence, int32 [batch]; NULL: row b for sequence b.
+     */
+    const int32_t *rows;
+} mustafar_dense;
+
+/**
+ * The compressed tokens of a batch.
+ */
+typedef struct mustafar_compressed {
+    /**
+     * sizeof(mustafar_compressed).
+     */
+    size_t struct_size;
+    /**
+     * Key pages. Required.
+     */
+    const struct mustafar_pool *k;
+    /**
+     * Value pages: page_tokens, num_pages and kv_heads as in `k`; dtype, head_dim and keep may differ. Required.
+     */
+    const struct mustafar_pool *v;
+    /**
+     * Which pages, and how many tokens. Required.
+     */
+    const struct mustafar_sequences *sequences;
+    /**
+     * The centre that the key pages were written with; NULL: none.
+     */
+    const struct mustafar_center *k_center;
+} mustafar_compressed;
+
+/**
+ * Arguments of mustafar_attend. The tokens of a sequence are, in order, its sinks, its compressed tokens and its
+ * window; positions count from 0. The last query token stands at the last position, the one before it one earlier,
+ * and a query sees the positions up to its own.
+ */
+typedef struct mustafar_attend_args {
+    /**
+     * sizeof(mustafar_attend_args).
+     */
+    size_t struct_size;
+    /**
+     * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
+     * reads KV head h / (q_heads / kv_heads). Required.
+     */
+    const struct mustafar_tensor *q;
+    /**
+     * Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. Required.
+     */
+    const struct mustafar_tensor_mut *out;
+    /**
+     * Receives the natural-log log-sum-exp of the scaled (and softcapped) scores, f32 [1, total_q, q_heads, 1]; -inf
+     * where a query sees nothing. May be NULL.
+     */
+    const struct mustafar_tensor_mut *lse;
+    /**
+     * Sequences in the batch.
+     */
+    int64_t batch;
+    /**
+     * First query token of each sequence, int32 [batch + 1], rising from 0 to total_q. NULL: every sequence has
+     * total_q / batch query tokens.
+     */
+    const int32_t *q_indptr;
+    /**
+     * Upper bound of the query tokens of a sequence; 0 is total_q / batch, and only without q_indptr.
+     */
+    int64_t max_q_len;
+    /**
+     * First tokens, kept dense; NULL: none.
+     */
+    const struct mustafar_dense *sinks;
+    /**
+     * Compressed tokens; NULL: none.
+     */
+    const struct mustafar_compressed *compressed;
+    /**
+     * Most recent tokens, dense; NULL: none.
+     */
+    const struct mustafar_dense *window;
+    /**
+     * First position of each sequence that may be seen (left padding), int32 [batch]; NULL: 0.
+     */
+    const int32_t *first;
+    /**
+     * A query sees only this many last positions, its own included; 0: all.
+     */
+    int64_t sliding_window;
+    /**
+     * Tokens that one work item covers; 0: chosen from the bounds alone. A result depends on this number, not on the
+     * rest of the batch or on threads.
+     */
+    int64_t split_tokens;
+    /**
+     * Factor of q.k; 0 is 1 / sqrt(k head_dim).
+     */
+    float scale;
+    /**
+     * c > 0 turns a score s into c * tanh(s / c); 0: off.
+     */
+    float softcap;
+} mustafar_attend_args;
+
+/**
+ * Arguments of mustafar_spmv_key.
+ */
+typedef struct mustafar_spmv_key_args {
+    /**
+     * sizeof(mustafar_spmv_key_args).
+     */
+    size_t struct_size;
+    /**
+     * Queries [batch, q_len, q_heads, head_dim] in f16, bf16 or f32; q_heads is a multiple of kv_heads. Required.
+     */
+    const struct mustafar_tensor *q;
+    /**
+     * Key pages. Required.
+     */
+    const struct mustafar_pool *pool;
+    /**
+     * Which pages, and how many tokens. Required.
+     */
+    const struct mustafar_sequences *sequences;
+    /**
+     * The centre that the pages were written with; NULL: none.
+     */
+    const struct mustafar_center *center;
+    /**
+     * Receives scores, f32 [batch, q_len, q_heads, >= max_len]. Tokens past a sequence's length are not written.
+     * Required.
+     */
+    const struct mustafar_tensor_mut *scores;
+    /**
+     * Factor of q.k; 0 is 1 / sqrt(head_dim).
+     */
+    float scale;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} mustafar_spmv_key_args;
+
+/**
+ * Arguments of mustafar_spmv_value.
+ */
+typedef struct mustafar_spmv_value_args {
+    /**
+     * sizeof(mustafar_spmv_value_args).
+     */
+    size_t struct_size;
+    /**
+     * Weights of the tokens, f32 [batch, q_len, q_heads, >= max_len]. Required.
+     */
+    const struct mustafar_tensor *weights;
+    /**
+     * Value pages. Required.
+     */
+    const struct mustafar_pool *pool;
+    /**
+     * Which pages, and how many tokens. Required.
+     */
+    const struct mustafar_sequences *sequences;
+    /**
+     * Receives [batch, q_len, q_heads, head_dim] in f16, bf16 or f32. Required.
+     */
+    const struct mustafar_tensor_mut *out;
+} mustafar_spmv_value_args;
+
+/**
+ * Arguments of mustafar_merge: two results of mustafar_attend for the same queries over different tokens.
+ */
+typedef struct mustafar_merge_args {
+    /**
+     * sizeof(mustafar_merge_args).
+     */
+    size_t struct_size;
+    /**
+     * First partial result [1, tokens, heads, dim] in f16, bf16 or f32. Required.
+     */
+    const struct mustafar_tensor *a;
+    /**
+     * Its log-sum-exp, f32 [1, tokens, heads, 1], natural log; -inf and +inf mean "no tokens". Required.
+     */
+    const struct mustafar_tensor *a_lse;
+    /**
+     * Second partial result. Required.
+     */
+    const struct mustafar_tensor *b;
+    /**
+     * Its log-sum-exp. Required.
+     */
+    const struct mustafar_tensor *b_lse;
+    /**
+     * Receives the result in f16, bf16 or f32. Required.
+     */
+    const struct mustafar_tensor_mut *out;
+    /**
+     * Receives the log-sum-exp over both, f32 [1, tokens, heads, 1]. May be NULL.
+     */
+    const struct mustafar_tensor_mut *lse;
+} mustafar_merge_args;
+
+/**
+ * Shape and policy of a cache.
+ */
+typedef struct mustafar_cache_config {
+    /**
+     * sizeof(mustafar_cache_config).
+     */
+    size_t struct_size;
+    /**
+     * Format of key pages; uniform. Required.
+     */
+    const struct mustafar_format *k;
+    /**
+     * Format of value pages; uniform, page_tokens as in `k`. Required.
+     */
+    const struct mustafar_format *v;
+    /**
+     * Tokens that all live sequences together may have compressed; rounded up to whole pages.
+     */
+    int64_t max_tokens;
+    /**
+     * Layers, at least 1.
+     */
+    uint32_t layers;
+    /**
+     * Query heads, a multiple of kv_heads.
+     */
+    uint32_t q_heads;
+    /**
+     * KV heads, at least 1.
+     */
+    uint32_t kv_heads;
+    /**
+     * Live sequences at most; 0 is 1.
+     */
+    uint32_t max_sequences;
+    /**
+     * R: the newest tokens that are never compressed; 0 is 32.
+     */
+    uint32_t window;
+    /**
+     * Tokens compressed together once the window holds window + group, a multiple of page_tokens; 0 is 256.
+     */
+    uint32_t group;
+    /**
+     * First tokens that stay dense; 0 is 4, MUSTAFAR_SINKS_NONE is none.
+     */
+    uint32_t sinks;
+    /**
+     * A mustafar_center_mode.
+     */
+    uint32_t center;
+} mustafar_cache_config;
+
+/**
+ * What a cache or a sequence holds, in bytes.
+ */
+typedef struct mustafar_cache_bytes_info {
+    /**
+     * sizeof(mustafar_cache_bytes_info).
+     */
+    size_t struct_size;
+    /**
+     * All tokens of all layers stored dense in the value types; shared ones once per sequence.
+     */
+    size_t dense_equivalent;
+    /**
+     * Pages in use, every layer, K and V. Shared pages count once for a cache, in full for a sequence.
+     */
+    size_t pages;
+    /**
+     * Dense tokens in use: window and sinks.
+     */
+    size_t window;
+    /**
+     * Memory the cache has allocated, used or not.
+     */
+    size_t allocated;
+} mustafar_cache_bytes_info;
+
+/**
+ * Arguments of mustafar_cache_attend: num_sequences sequences with total_q / num_sequences queries each.
+ */
+typedef struct mustafar_cache_attend_args {
+    /**
+     * sizeof(mustafar_cache_attend_args).
+     */
+    size_t struct_size;
+    /**
+     * Sequences in the order of the queries, host memory; no sequence twice. Required.
+     */
+    const uint64_t *sequences;
+    /**
+     * How many.
+     */
+    int64_t num_sequences;
+    /**
+     * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. Required.
+     */
+    const struct mustafar_tensor *q;
+    /**
+     * Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32. Required.
+     */
+    const struct mustafar_tensor_mut *out;
+    /**
+     * Receives the natural-log log-sum-exp, f32 [1, total_q, q_heads, 1]. May be NULL.
+     */
+    const struct mustafar_tensor_mut *lse;
+    /**
+     * A query sees only this many last positions, its own included; 0: all.
+     */
+    int64_t sliding_window;
+    /**
+     * Factor of q.k; 0 is 1 / sqrt(k head_dim).
+     */
+    float scale;
+    /**
+     * c > 0 turns a score s into c * tanh(s / c); 0: off.
+     */
+    float softcap;
+    /**
+     * Layer, 0 to layers - 1.
+     */
+    uint32_t layer;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} mustafar_cache_attend_args;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the library, such as "0.1.0"; compare with MUSTAFAR_VERSION.
+ *
+ * @return A string that is never freed and never NULL.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API const char *mustafar_version(void);
+
+/**
+ * The version of the library as major * 1000000 + minor * 1000 + patch; compare with MUSTAFAR_VERSION_NUMBER.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API uint32_t mustafar_version_number(void);
+
+/**
+ * The name of a status without its prefix, such as "INVALID_ARGUMENT"; "UNKNOWN" for any other number.
+ *
+ * @param status  A status of this or a newer version.
+ * @return A string that is never freed and never NULL.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API const char *mustafar_status_name(int32_t status);
+
+/**
+ * What went wrong in the last call of this thread that did not return MUSTAFAR_STATUS_SUCCESS: the argument, the
+ * value found and what is allowed, as one line of UTF-8 without a final newline.
+ *
+ * @return Never NULL; empty if no call of this thread has failed. Valid until the next failing call of this
+ *         thread, or its end; copy it to keep it. A successful call leaves it alone.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API const char *mustafar_last_error_message(void);
+
+/**
+ * The size of a page of this format.
+ *
+ * @param format  The format.
+ * @param bytes   Receives the size in bytes, a multiple of 16.
+ * @return SUCCESS; UNSUPPORTED for a dtype, head_dim or page_tokens without kernels; INVALID_ARGUMENT,
+ *         NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the structure.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API mustafar_status mustafar_format_page_bytes(const struct mustafar_format *format, size_t *bytes);
+
+/**
+ * Where the sections of a page of this format lie.
+ *
+ * @param format  The format.
+ * @param layout  Receives the layout; its struct_size must be set.
+ * @return As mustafar_format_page_bytes.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_format_layout(const struct mustafar_format *format,
+                                       struct mustafar_page_layout *layout);
+
+/**
+ * Checks the bytes of one page from an untrusted source (disk, network). mustafar_validate checks pages of a pool.
+ *
+ * @param format      The format.
+ * @param page        Host memory, any alignment.
+ * @param page_bytes  Bytes at `page`, at least the size of a page.
+ * @param rows        Rows that must be right, 0 to page_tokens; those after may hold anything.
+ * @return SUCCESS; CORRUPT_DATA with the first row that violates the format; BUFFER_TOO_SMALL; INVALID_ARGUMENT for
+ *         rows; as mustafar_format_page_bytes for the format.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_format_validate_page(const struct mustafar_format *format,
+                                              const void *page,
+                                              size_t page_bytes,
+                                              uint32_t rows);
+
+/**
+ * `n - floor(sparsity * n)`: values kept of n, such as 64 of 128 at 0.5 and 39 at 0.7. The floor is exact for the
+ * decimal that was written: 0.7 of 10 drops 7.
+ *
+ * @param n         Values per row (head_dim), or tokens per group for channel-direction pruning.
+ * @param sparsity  Share to drop, 0 <= sparsity < 1.
+ * @param keep      Receives the count.
+ * @return SUCCESS; INVALID_ARGUMENT for sparsity; NULL_POINTER or MISALIGNED for keep.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API mustafar_status mustafar_keep_for_sparsity(uint32_t n, double sparsity, uint32_t *keep);
+
+/**
+ * `n - max(1, floor(sparsity * n)) + 1`: what the original Mustafar keeps at this sparsity, 65 of 128 at 0.5 and 40
+ * at 0.7.
+ *
+ * @param n         Values per row.
+ * @param sparsity  Share to drop, 0 <= sparsity < 1.
+ * @param keep      Receives the count.
+ * @return As mustafar_keep_for_sparsity.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API mustafar_status mustafar_reference_keep(uint32_t n, double sparsity, uint32_t *keep);
+
+/**
+ * Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
+ * CPU backend uses; it is read here and nowhere else.
+ *
+ * @param config   What to make; NULL is the CPU backend on the calling thread.
+ * @param context  Receives the handle; mustafar_context_destroy ends it.
+ * @return SUCCESS; INVALID_ARGUMENT for a field or MUSTAFAR_CPU; UNAVAILABLE when the backend cannot run here;
+ *         NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the pointers.
+ *
+ * Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_context_create(const struct mustafar_context_config *config,
+                                        struct mustafar_context **context);
+
+/**
+ * Ends a context. Caches made with it stay usable.
+ *
+ * @param context  The context; NULL is nothing to do. No call may be using it.
+ * @return SUCCESS; MISALIGNED for a pointer that cannot be a handle.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes, but for this context.
+ */
+MUSTAFAR_API mustafar_status mustafar_context_destroy(struct mustafar_context *context);
+
+/**
+ * The backend of a context.
+ *
+ * @param context  The context.
+ * @param backend  Receives a mustafar_backend.
+ * @return SUCCESS; NULL_POINTER or MISALIGNED.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API mustafar_status mustafar_context_backend(const struct mustafar_context *context, uint32_t *backend);
+
+/**
+ * Zeroes what a selection drops, in place on a dense tensor. Magnitudes compare by bit pattern, so NaN outranks
+ * everything and is never dropped silently.
+ *
+ * @param context  The context.
+ * @param args     Tensor, selection and optional weights and mask.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; UNSUPPORTED for a dtype or dim without kernels; INVALID_ARGUMENT for selection, keep, dropped,
+ *         tokens, weights that are negative, NaN or do not apply, overlapping rows; NULL_POINTER, MISALIGNED,
+ *         OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_prune(const struct mustafar_context *context,
+                               const struct mustafar_prune_args *args,
+                               void *stream);
+
+/**
+ * Prunes new tokens and stores them into uniform pages: selects `keep` values of each row (ties to the lower channel)
+ * and writes bitmap and values at the token's slot. Other slots are untouched.
+ *
+ * @param context  The context.
+ * @param args     Keys, values and slots.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; OUT_OF_RANGE for a slot below -1 or past the pool, or a sequence without centre; INVALID_ARGUMENT
+ *         for shapes, dtypes or tokens that differ, ragged pages, negative or NaN weights; NULL_POINTER, MISALIGNED,
+ *         OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes,
+ * for different slots.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_append(const struct mustafar_context *context,
+                                const struct mustafar_append_args *args,
+                                void *stream);
+
+/**
+ * Stores any sparsity pattern into whole ragged pages.
+ *
+ * @param context  The context.
+ * @param args     Tokens, mask and pages.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; PAGE_OVERFLOW for the first page whose rows do not fit, before any page is written; OUT_OF_RANGE for
+ *         page numbers; INVALID_ARGUMENT for repeated pages, shapes or dtypes that differ, uniform pages;
+ *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes, for different
+ * pages.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_compress(const struct mustafar_context *context,
+                                  const struct mustafar_compress_args *args,
+                                  void *stream);
+
+/**
+ * Writes the dense form of compressed tokens.
+ *
+ * @param context  The context.
+ * @param args     Pages and destination.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; CORRUPT_DATA for rows that leave their page;
+ *         INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as
+ *         docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_decompress(const struct mustafar_context *context,
+                                    const struct mustafar_decompress_args *args,
+                                    void *stream);
+
+/**
+ * Checks untrusted pages of a pool: every row that the sequences reach.
+ *
+ * @param context  The context.
+ * @param args     Pages and sequences.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; CORRUPT_DATA with sequence, head, page and row of the first violation; OUT_OF_RANGE for lengths and
+ *         page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+ *         VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: no, the result is the status. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_validate(const struct mustafar_context *context,
+                                  const struct mustafar_validate_args *args,
+                                  void *stream);
+
+/**
+ * Bytes of workspace that mustafar_attend needs. Depends on shapes and upper bounds only and never shrinks when one of
+ * them grows, so a size taken at the largest batch serves every smaller one.
+ *
+ * @param context  The context.
+ * @param args     As for mustafar_attend. Data pointers and arrays are not looked at and required ones may be NULL; an
+ *                 optional one counts as given if it is not NULL.
+ * @param bytes    Receives the size in bytes; may be 0.
+ * @return As mustafar_attend for shapes and bounds.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_attend_workspace_size(const struct mustafar_context *context,
+                                               const struct mustafar_attend_args *args,
+                                               size_t *bytes);
+
+/**
+ * Decode attention over sinks, compressed pages and dense window in one pass: softmax(scores) . v over all tokens a
+ * query sees, accumulated in float32.
+ *
+ * @param context          The context.
+ * @param args             Queries, tokens and destination.
+ * @param workspace        Scratch memory of the context, aligned to 16 bytes; its contents do not matter. May be NULL
+ *                         if mustafar_attend_workspace_size says 0. Not shared with a call that may run at the same
+ *                         time.
+ * @param workspace_bytes  Bytes at `workspace`, at least what mustafar_attend_workspace_size says.
+ * @param stream           CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; BUFFER_TOO_SMALL for the workspace; OUT_OF_RANGE for lengths, rows and page numbers;
+ *         INVALID_ARGUMENT for shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER,
+ *         MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
+ * same split_tokens and instruction set. Thread-safe: yes, with a workspace each.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_attend(const struct mustafar_context *context,
+                                const struct mustafar_attend_args *args,
+                                void *workspace,
+                                size_t workspace_bytes,
+                                void *stream);
+
+/**
+ * Scores of compressed keys, the first half of unfused attention: scores[b, i, h, t] = scale * (q[b, i, h] . k[b, t,
+ * h / group]) for every compressed token, without masking. Accumulates in float32.
+ *
+ * @param context  The context.
+ * @param args     Queries, key pages and destination.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; INVALID_ARGUMENT for shapes, heads and scale;
+ *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_spmv_key(const struct mustafar_context *context,
+                                  const struct mustafar_spmv_key_args *args,
+                                  void *stream);
+
+/**
+ * Weighted sums of compressed values, the second half of unfused attention: out[b, i, h] = sum over t of weights[b, i,
+ * h, t] * v[b, t, h / group]. Accumulates in float32.
+ *
+ * @param context  The context.
+ * @param args     Weights, value pages and destination.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return As mustafar_spmv_key.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_spmv_value(const struct mustafar_context *context,
+                                    const struct mustafar_spmv_value_args *args,
+                                    void *stream);
+
+/**
+ * Combines attention over two disjoint sets of tokens: (exp(a_lse) * a + exp(b_lse) * b) / (exp(a_lse) + exp(b_lse)) in
+ * float32 and without overflow; 0 and -inf where neither side has tokens.
+ *
+ * @param context  The context.
+ * @param args     The partial results and the destination.
+ * @param stream   CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as
+ *         docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_merge(const struct mustafar_context *context,
+                               const struct mustafar_merge_args *args,
+                               void *stream);
+
+/**
+ * Makes an empty cache. Memory for max_tokens and max_sequences is reserved here; nothing is reallocated later.
+ *
+ * @param context  Where the cache works; may be destroyed before the cache.
+ * @param config   Shape and policy.
+ * @param cache    Receives the handle; mustafar_cache_destroy ends it.
+ * @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for a field of the configuration; OUT_OF_MEMORY; NULL_POINTER,
+ *         MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_create(const struct mustafar_context *context,
+                                      const struct mustafar_cache_config *config,
+                                      struct mustafar_cache **cache);
+
+/**
+ * Ends a cache and frees its memory, with all sequences.
+ *
+ * @param cache  The cache; NULL is nothing to do. No call may be using it.
+ * @return SUCCESS; MISALIGNED for a pointer that cannot be a handle.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes, but for this cache.
+ */
+MUSTAFAR_API mustafar_status mustafar_cache_destroy(struct mustafar_cache *cache);
+
+/**
+ * What the whole cache holds.
+ *
+ * @param cache  The cache.
+ * @param bytes  Receives the sizes; its struct_size must be set.
+ * @return SUCCESS; NULL_POINTER, MISALIGNED or INVALID_ARGUMENT for the pointers.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
+ * const.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_bytes(const struct mustafar_cache *cache,
+                                     struct mustafar_cache_bytes_info *bytes);
+
+/**
+ * Attention of the newest query tokens of each sequence over everything appended to the layer, as mustafar_attend.
+ *
+ * @param cache   The cache.
+ * @param args    Sequences, queries and destination.
+ * @param stream  CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for unknown or repeated sequences, layer, shapes, dtypes;
+ *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: no. Workspace: the cache's own. Deterministic: yes, for the same instruction
+ * set. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_attend(struct mustafar_cache *cache,
+                                      const struct mustafar_cache_attend_args *args,
+                                      void *stream);
+
+/**
+ * A new, empty sequence.
+ *
+ * @param cache     The cache.
+ * @param sequence  Receives its number, which this cache never uses again.
+ * @return SUCCESS; CACHE_FULL when max_sequences are live; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API mustafar_status mustafar_cache_sequence_create(struct mustafar_cache *cache, uint64_t *sequence);
+
+/**
+ * A new sequence with the same tokens as another. Full pages are shared, dense tokens copied.
+ *
+ * @param cache     The cache.
+ * @param sequence  The sequence to copy.
+ * @param fork      Receives the number of the new one.
+ * @return SUCCESS; CACHE_FULL; INVALID_ARGUMENT for an unknown sequence; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_sequence_fork(struct mustafar_cache *cache,
+                                             uint64_t sequence,
+                                             uint64_t *fork);
+
+/**
+ * Drops all tokens from position `len` on, in every layer. Tokens that were compressed stay compressed.
+ *
+ * @param cache     The cache.
+ * @param sequence  The sequence.
+ * @param len       Tokens to keep, 0 to the length of the shortest layer.
+ * @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for an unknown sequence or len; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_sequence_truncate(struct mustafar_cache *cache,
+                                                 uint64_t sequence,
+                                                 int64_t len);
+
+/**
+ * Ends a sequence; its unshared pages become free.
+ *
+ * @param cache     The cache.
+ * @param sequence  The sequence; refused from then on.
+ * @return SUCCESS; INVALID_ARGUMENT for an unknown sequence; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API mustafar_status mustafar_cache_sequence_free(struct mustafar_cache *cache, uint64_t sequence);
+
+/**
+ * Tokens of a layer of a sequence.
+ *
+ * @param cache       The cache.
+ * @param layer       Layer, 0 to layers - 1.
+ * @param sequence    The sequence.
+ * @param tokens      Receives how many there are.
+ * @param compressed  Receives how many of them are compressed; may be NULL.
+ * @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for an unknown sequence or layer; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
+ * const.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_len(const struct mustafar_cache *cache,
+                                   uint32_t layer,
+                                   uint64_t sequence,
+                                   int64_t *tokens,
+                                   int64_t *compressed);
+
+/**
+ * What one sequence holds; shared pages count in full.
+ *
+ * @param cache     The cache.
+ * @param sequence  The sequence.
+ * @param bytes     Receives the sizes; its struct_size must be set.
+ * @return SUCCESS; INVALID_ARGUMENT for an unknown sequence; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
+ * const.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_sequence_bytes(const struct mustafar_cache *cache,
+                                              uint64_t sequence,
+                                              struct mustafar_cache_bytes_info *bytes);
+
+/**
+ * Appends tokens to one layer of one sequence: a whole prompt after prefill, or what a decode step produced. After the
+ * call the newest tokens are dense and the older ones compressed, however they were split over calls. Every layer must
+ * receive the same tokens.
+ *
+ * @param cache     The cache.
+ * @param layer     Layer, 0 to layers - 1.
+ * @param sequence  The sequence.
+ * @param k         Keys [1, tokens, kv_heads, head_dim] in the value type of the key pages, after RoPE.
+ * @param v         Values [1, tokens, kv_heads, head_dim] in the value type of the value pages.
+ * @param stream    CUDA stream; NULL on the CPU backend.
+ * @return SUCCESS; CACHE_FULL when pages run out; INVALID_ARGUMENT or OUT_OF_RANGE for sequence, layer, shapes, dtypes;
+ *         NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes. Nothing is appended then.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_append(struct mustafar_cache *cache,
+                                      uint32_t layer,
+                                      uint64_t sequence,
+                                      const struct mustafar_tensor *k,
+                                      const struct mustafar_tensor *v,
+                                      void *stream);
+
+/**
+ * Appends the same number of tokens to one layer of several sequences.
+ *
+ * @param cache          The cache.
+ * @param layer          Layer, 0 to layers - 1.
+ * @param sequences      Host memory; no sequence twice.
+ * @param num_sequences  How many.
+ * @param k              Keys [num_sequences, tokens, kv_heads, head_dim].
+ * @param v              Values [num_sequences, tokens, kv_heads, head_dim].
+ * @param stream         CUDA stream; NULL on the CPU backend.
+ * @return As mustafar_cache_append; on error no sequence has changed.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_append_batch(struct mustafar_cache *cache,
+                                            uint32_t layer,
+                                            const uint64_t *sequences,
+                                            int64_t num_sequences,
+                                            const struct mustafar_tensor *k,
+                                            const struct mustafar_tensor *v,
+                                            void *stream);
+
+/**
+ * Bytes that mustafar_cache_save writes for a sequence as it is now.
+ *
+ * @param cache     The cache.
+ * @param sequence  The sequence.
+ * @param bytes     Receives the size in bytes.
+ * @return SUCCESS; INVALID_ARGUMENT for an unknown sequence or layers of different length; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
+ * const.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_save_size(const struct mustafar_cache *cache,
+                                         uint64_t sequence,
+                                         size_t *bytes);
+
+/**
+ * Writes a sequence as bytes that mustafar_cache_restore reads in another process, on any backend.
+ *
+ * @param cache         The cache.
+ * @param sequence      The sequence.
+ * @param buffer        Host memory, any alignment.
+ * @param buffer_bytes  Bytes at `buffer`, at least what mustafar_cache_save_size says.
+ * @param written       Receives how many bytes were written; may be NULL.
+ * @return SUCCESS; BUFFER_TOO_SMALL; INVALID_ARGUMENT for an unknown sequence or layers of different length;
+ *         NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
+ * const.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_save(const struct mustafar_cache *cache,
+                                    uint64_t sequence,
+                                    void *buffer,
+                                    size_t buffer_bytes,
+                                    size_t *written);
+
+/**
+ * A new sequence from the bytes of mustafar_cache_save.
+ *
+ * @param cache           A cache of the same shape and formats.
+ * @param snapshot        Host memory, any alignment; may come from an untrusted source.
+ * @param snapshot_bytes  Bytes at `snapshot`.
+ * @param sequence        Receives the number of the new sequence.
+ * @return SUCCESS; VERSION_MISMATCH for another version or configuration, with the field; CORRUPT_DATA; CACHE_FULL;
+ *         NULL_POINTER, MISALIGNED.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
+                                       const void *snapshot,
+                                       size_t snapshot_bytes,
+                                       uint64_t *sequence);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* Initialisers: struct_size, and zero for every other field. */
+#define MUSTAFAR_FORMAT_INIT {sizeof(mustafar_format), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_PAGE_LAYOUT_INIT {sizeof(mustafar_page_layout), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CONTEXT_CONFIG_INIT {sizeof(mustafar_context_config), 0, 0, 0, 0}
+#define MUSTAFAR_TENSOR_MUT_INIT {sizeof(mustafar_tensor_mut), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_PRUNE_ARGS_INIT {sizeof(mustafar_prune_args), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_TENSOR_INIT {sizeof(mustafar_tensor), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_POOL_MUT_INIT {sizeof(mustafar_pool_mut), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CENTER_INIT {sizeof(mustafar_center), 0, 0}
+#define MUSTAFAR_APPEND_SIDE_INIT {sizeof(mustafar_append_side), 0, 0, 0, 0}
+#define MUSTAFAR_APPEND_ARGS_INIT {sizeof(mustafar_append_args), 0, 0, 0, 0}
+#define MUSTAFAR_COMPRESS_ARGS_INIT {sizeof(mustafar_compress_args), 0, 0, 0, 0, 0}
+#define MUSTAFAR_POOL_INIT {sizeof(mustafar_pool), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_SEQUENCES_INIT {sizeof(mustafar_sequences), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_DECOMPRESS_ARGS_INIT {sizeof(mustafar_decompress_args), 0, 0, 0, 0}
+#define MUSTAFAR_VALIDATE_ARGS_INIT {sizeof(mustafar_validate_args), 0, 0}
+#define MUSTAFAR_DENSE_INIT {sizeof(mustafar_dense), 0, 0, 0, 0}
+#define MUSTAFAR_COMPRESSED_INIT {sizeof(mustafar_compressed), 0, 0, 0, 0}
+#define MUSTAFAR_ATTEND_ARGS_INIT {sizeof(mustafar_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_SPMV_KEY_ARGS_INIT {sizeof(mustafar_spmv_key_args), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_SPMV_VALUE_ARGS_INIT {sizeof(mustafar_spmv_value_args), 0, 0, 0, 0}
+#define MUSTAFAR_MERGE_ARGS_INIT {sizeof(mustafar_merge_args), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_CONFIG_INIT {sizeof(mustafar_cache_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_BYTES_INFO_INIT {sizeof(mustafar_cache_bytes_info), 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_ATTEND_ARGS_INIT {sizeof(mustafar_cache_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+#endif  /* MUSTAFAR_H */
