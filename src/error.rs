@@ -105,7 +105,7 @@ pub enum Error {
         what: &'static str,
         /// The version or configuration found.
         found: String,
-        /// The version or configuration this library reads.
+        /// The version or configuration that is supported.
         supported: String,
     },
     /// The backend cannot run here: no driver, no device, or built without kernels.
@@ -180,7 +180,7 @@ impl fmt::Display for Error {
             Self::OutOfMemory { bytes } => write!(f, "allocation of {bytes} bytes failed"),
             Self::CorruptData { what, reason } => write!(f, "{what} is damaged: {reason}"),
             Self::VersionMismatch { what, found, supported } => {
-                write!(f, "{what} is {found}; this library reads {supported}")
+                write!(f, "{what} is {found}; supported: {supported}")
             }
             Self::Unavailable { reason } => write!(f, "backend unavailable: {reason}"),
             Self::Cuda { during, code, text } => write!(f, "CUDA error {code} during {during}: {text}"),
@@ -223,7 +223,7 @@ mod tests {
             (Error::CorruptData { what: "page", reason: "row 0".into() }, "page is damaged: row 0"),
             (
                 Error::VersionMismatch { what: "snapshot", found: "9".into(), supported: "1".into() },
-                "snapshot is 9; this library reads 1",
+                "snapshot is 9; supported: 1",
             ),
             (Error::Unavailable { reason: "no driver".into() }, "backend unavailable: no driver"),
             (Error::Internal { reason: "x".into() }, "internal error: x"),

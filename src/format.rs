@@ -165,6 +165,13 @@ impl PageFormat {
         self.page_tokens * self.head_dim * self.dtype.bytes()
     }
 
+    /// Zeroes the rows of a uniform page from `rows` on.
+    pub(crate) fn clear_rows(&self, page: &mut [u8], rows: usize) {
+        page[rows * self.bitmap_row_bytes()..self.bitmap_bytes()].fill(0);
+        let row_values = self.capacity() / self.page_tokens;
+        page[self.values_offset() + rows * row_values * self.dtype.bytes()..].fill(0);
+    }
+
     /// Checks the first `rows` rows of untrusted page bytes: lengths, bit counts and row offsets. Rows beyond may
     /// hold anything. Values are not inspected: every 16-bit pattern is a value.
     ///

@@ -1,14 +1,17 @@
 //! Views of caller-owned memory: where it is, how long it is, and (with the row and page writers of `tensor` and
 //! `pool`) the only place where raw addresses become slices.
 //!
-//! A view borrows; nothing here allocates, copies or frees. Host views are made safely from slices. Views of
+//! A view borrows; only [`HostBuffer`] owns what it points at. Host views are made safely from slices. Views of
 //! device memory, and views an engine makes from raw pointers, come from the `unsafe` constructors, whose
 //! contracts are what every op relies on.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
+use crate::format::PAGE_ALIGN;
 use half::{bf16, f16};
+use std::alloc::Layout;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 /// Which address space a view lies in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +221,62 @@ pub(crate) fn check<T>(
         return Err(Error::Misaligned { argument, value: address, required: align_of::<T>() });
     }
     Ok(false)
+}
+
+/// Zeroed host memory of the library's own, aligned for pages and for every element type.
+///
+/// The pages of a large one are committed by the system when they are first touched.
+#[derive(Debug)]
+pub(crate) struct HostBuffer {
+    first: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a `HostBuffer` owns plain bytes, as a `Box<[u8]>` does.
+unsafe impl Send for HostBuffer {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for HostBuffer {}
+
+impl HostBuffer {
+    /// `bytes` zero bytes, or [`Error::OutOfMemory`].
+    pub(crate) fn zeroed(bytes: usize) -> Result<Self> {
+        // Larger alignments would make the allocator clear the memory itself, which commits all of it.
+        let layout = Layout::from_size_align(bytes, PAGE_ALIGN).map_err(|_| Error::OutOfMemory { bytes })?;
+        let first = if bytes == 0 {
+            NonNull::<u128>::dangling().cast()
+        } else {
+            // SAFETY: the layout has a size above 0.
+            let address = unsafe { std::alloc::alloc_zeroed(layout) };
+            NonNull::new(address).ok_or(Error::OutOfMemory { bytes })?
+        };
+        Ok(Self { first, layout })
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `first` points at `len()` initialised bytes that this value owns.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len()) }
+    }
+
+    /// The bytes for writing.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes this the only slice.
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.len()) }
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        if self.len() > 0 {
+            // SAFETY: allocated in `zeroed` with this layout, and freed only here.
+            unsafe { std::alloc::dealloc(self.first.as_ptr(), self.layout) }
+        }
+    }
 }
 
 #[cfg(test)]

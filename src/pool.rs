@@ -31,6 +31,21 @@ impl PoolLayout {
         Ok(Self { format, num_pages, kv_heads, page_stride, head_stride })
     }
 
+    /// Pages of both sides alternating, `[num_pages][kv_heads][K page | V page]`: the layouts of K and of V. V pages
+    /// start `k.page_bytes()` after K pages.
+    pub fn pair(
+        k: PageFormat,
+        v: PageFormat,
+        num_pages: usize,
+        kv_heads: usize,
+    ) -> Result<(PoolLayout, PoolLayout)> {
+        let head_stride = k.page_bytes() + v.page_bytes();
+        let page_stride =
+            kv_heads.checked_mul(head_stride).ok_or(Error::Overflow { argument: "page_stride" })?;
+        let side = |format| Self { format, num_pages, kv_heads, page_stride, head_stride };
+        Ok((side(k), side(v)))
+    }
+
     /// Bytes from the first page to the end of the last; 0 for an empty pool.
     pub fn extent(&self, argument: &'static str) -> Result<usize> {
         if self.num_pages == 0 || self.kv_heads == 0 {
@@ -120,6 +135,42 @@ impl<'a> PagePoolMut<'a> {
     pub fn new(argument: &'static str, mem: MemMut<'a>, layout: PoolLayout) -> Result<Self> {
         layout.check(argument, mem.address(), mem.bytes())?;
         Ok(Self { mem, layout })
+    }
+}
+
+impl<'a> PagePool<'a> {
+    /// The pools of K and of V over `mem`, laid out as [`PoolLayout::pair`] says. Errors as [`PagePool::new`].
+    pub fn pair(
+        argument: &'static str,
+        mem: Mem<'a>,
+        (k, v): (PoolLayout, PoolLayout),
+    ) -> Result<(Self, Self)> {
+        let v_mem = mem.skip(argument, k.format.page_bytes())?;
+        Ok((Self::new(argument, mem, k)?, Self::new(argument, v_mem, v)?))
+    }
+}
+
+impl<'a> PagePoolMut<'a> {
+    /// As [`PagePool::pair`]. Errors also if the pages of K and V overlap.
+    pub fn pair(
+        argument: &'static str,
+        mem: MemMut<'a>,
+        (k, v): (PoolLayout, PoolLayout),
+    ) -> Result<(Self, Self)> {
+        let same_place = |l: PoolLayout| (l.num_pages, l.kv_heads, l.page_stride, l.head_stride);
+        let both = k.format.page_bytes() + v.format.page_bytes();
+        if same_place(k) != same_place(v) || k.head_stride.min(k.page_stride) < both {
+            return Err(Error::invalid(
+                argument,
+                "K and V pages that overlap",
+                "layouts of PoolLayout::pair",
+            ));
+        }
+        let v_mem = mem.as_ref().skip(argument, k.format.page_bytes())?;
+        // SAFETY: `mem` is a writable borrow for 'a that is given up below. Every K page is followed by its V page
+        // before the next page of either starts, so the pages of the two pools are disjoint.
+        let v_mem = unsafe { MemMut::from_raw(v_mem.address(), v_mem.bytes(), v_mem.place()) };
+        Ok((Self::new(argument, mem, k)?, Self::new(argument, v_mem, v)?))
     }
 }
 

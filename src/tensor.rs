@@ -144,6 +144,31 @@ impl<'a> TensorMut<'a> {
     }
 }
 
+impl Shape {
+    /// The shape of tokens `from .. to` of sequence `b`, and the elements in front of them.
+    fn tokens(&self, b: usize, from: usize, to: usize) -> (Self, usize) {
+        assert!(b < self.batch && from <= to && to <= self.tokens, "tokens out of range");
+        let offset = if from == to { 0 } else { self.offset(b, from, 0) };
+        (Self { batch: 1, tokens: to - from, ..*self }, offset)
+    }
+}
+
+impl Tensor<'_> {
+    /// Tokens `from .. to` of sequence `b` as a tensor of batch 1. Panics outside the shape.
+    pub(crate) fn tokens(&self, argument: &'static str, b: usize, from: usize, to: usize) -> Result<Self> {
+        let (shape, offset) = self.shape.tokens(b, from, to);
+        Ok(Self { mem: self.mem.skip(argument, offset * self.dtype.bytes())?, shape, ..*self })
+    }
+}
+
+impl TensorMut<'_> {
+    /// As [`Tensor::tokens`].
+    pub(crate) fn tokens(self, argument: &'static str, b: usize, from: usize, to: usize) -> Result<Self> {
+        let (shape, offset) = self.shape.tokens(b, from, to);
+        Ok(Self { mem: self.mem.skip(argument, offset * self.dtype.bytes())?, shape, dtype: self.dtype })
+    }
+}
+
 impl<'a> Tensor<'a> {
     /// The elements for reading on the host; `T` must be the dtype's element type.
     pub(crate) fn rows<T: Element>(&self, argument: &'static str) -> Result<Rows<'a, T>> {

@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
+use crate::pool::PoolLayout;
 
 /// Whether keys are centred before they are pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -14,6 +15,16 @@ pub enum CenterMode {
     /// Each layer of a sequence subtracts the per-channel median of the first tokens it compresses (all tokens
     /// compressed by the first call that compresses any).
     Median,
+}
+
+impl CenterMode {
+    /// The number that snapshots store; never reused.
+    pub(super) fn code(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Median => 1,
+        }
+    }
 }
 
 /// Shape and policy of a [`super::Cache`].
@@ -76,13 +87,118 @@ impl CacheConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// The first field that is out of range or contradicts another.
+    /// The first field that is out of range or contradicts another; [`Error::Overflow`] when the cache would have
+    /// 2^64 bytes or more.
     pub fn check(&self) -> Result<()> {
-        for (argument, n) in [("layers", self.layers), ("kv_heads", self.kv_heads), ("window", self.window)] {
+        let positive = [
+            ("layers", self.layers),
+            ("kv_heads", self.kv_heads),
+            ("q_heads", self.q_heads),
+            ("window", self.window),
+            ("max_tokens", self.max_tokens),
+            ("max_sequences", self.max_sequences),
+        ];
+        for (argument, n) in positive {
             if n == 0 {
                 return Err(Error::invalid(argument, n, "at least 1"));
             }
         }
-        Ok(())
+        if !self.q_heads.is_multiple_of(self.kv_heads) {
+            let allowed = format!("a multiple of kv_heads ({})", self.kv_heads);
+            return Err(Error::invalid("q_heads", self.q_heads, allowed));
+        }
+        for (argument, format) in [("k", self.k), ("v", self.v)] {
+            if format.keep().is_none() {
+                return Err(Error::invalid(argument, "a ragged page format", "uniform page formats"));
+            }
+        }
+        let page_tokens = self.k.page_tokens();
+        if self.v.page_tokens() != page_tokens {
+            let allowed = format!("that of k ({page_tokens})");
+            return Err(Error::invalid("v.page_tokens", self.v.page_tokens(), allowed));
+        }
+        if self.group == 0 || !self.group.is_multiple_of(page_tokens) {
+            let allowed = format!("a positive multiple of page_tokens ({page_tokens})");
+            return Err(Error::invalid("group", self.group, allowed));
+        }
+        // Block tables, rows and lengths are i32 in the ops.
+        let longest = [self.sinks, self.window, self.group, page_tokens - 1, self.max_tokens]
+            .into_iter()
+            .try_fold(0usize, usize::checked_add);
+        if longest.is_none_or(|n| n > i32::MAX as usize) {
+            let found = format!(
+                "{} with {} sinks, window {} and group {}",
+                self.max_tokens, self.sinks, self.window, self.group
+            );
+            return Err(Error::invalid("max_tokens", found, "together below 2^31"));
+        }
+        if self.max_sequences > i32::MAX as usize {
+            return Err(Error::invalid("max_sequences", self.max_sequences, "below 2^31"));
+        }
+        Geometry::new(self).map(|_| ())
+    }
+}
+
+/// Sizes that follow from a configuration, in bytes unless said otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    /// Pages of each layer, a number.
+    pub(super) num_pages: usize,
+    /// Layouts of the K and V pages of one layer.
+    pub(super) layouts: (PoolLayout, PoolLayout),
+    /// One page number in one layer: K and V pages of all heads.
+    pub(super) page: usize,
+    /// All pages of one layer.
+    pub(super) layer_pages: usize,
+    /// All pages.
+    pub(super) pages: usize,
+    /// One dense token of one layer: K and V of all heads.
+    pub(super) token: usize,
+    /// The centre of one layer of one sequence; 0 without centre.
+    pub(super) center: usize,
+    /// All centres.
+    pub(super) centers: usize,
+    /// Everything but the workspace.
+    pub(super) total: usize,
+}
+
+impl Geometry {
+    fn new(config: &CacheConfig) -> Result<Self> {
+        let product = |argument, factors: &[usize]| {
+            factors.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or(Error::Overflow { argument })
+        };
+        let num_pages = config.max_tokens.div_ceil(config.k.page_tokens());
+        let layouts = PoolLayout::pair(config.k, config.v, num_pages, config.kv_heads)?;
+        let page = layouts.0.page_stride;
+        let layer_pages = product("max_tokens", &[num_pages, page])?;
+        let row =
+            config.k.head_dim() * config.k.dtype().bytes() + config.v.head_dim() * config.v.dtype().bytes();
+        let token = product("kv_heads", &[config.kv_heads, row])?;
+        let center = match config.center {
+            CenterMode::None => 0,
+            CenterMode::Median => {
+                product("kv_heads", &[config.kv_heads, config.k.head_dim(), size_of::<f32>()])?
+            }
+        };
+        let pages = product("layers", &[config.layers, layer_pages])?;
+        let dense = config.sinks + config.window + config.group;
+        let dense = product("max_sequences", &[config.layers, config.max_sequences, dense, token])?;
+        let centers = product("max_sequences", &[config.layers, config.max_sequences, center])?;
+        let total = pages
+            .checked_add(dense)
+            .and_then(|n| n.checked_add(centers))
+            .ok_or(Error::Overflow { argument: "layers" })?;
+        Ok(Self { num_pages, layouts, page, layer_pages, pages, token, center, centers, total })
+    }
+
+    /// Byte offset of the centre of a layer of the sequence in this row.
+    pub(super) fn center_at(&self, config: &CacheConfig, layer: usize, row: usize) -> usize {
+        (layer * config.max_sequences + row) * self.center
+    }
+
+    /// The sizes of a configuration after all its checks.
+    pub(super) fn checked(config: &CacheConfig) -> Result<Self> {
+        config.check()?;
+        Self::new(config)
     }
 }

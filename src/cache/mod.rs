@@ -1,12 +1,37 @@
 //! `Cache`: pages, dense window and sinks of many layers and sequences, over the ops.
+//!
+//! The tokens of a sequence are, in order, its sinks (the first few, always dense), its compressed tokens (in pages)
+//! and its window (the newest, dense). When the window holds `window + group` tokens, its oldest `group` are
+//! compressed; of a long prompt all whole groups are, straight from the caller's tensors. So with T tokens
+//! `floor((T - sinks - window) / group) * group` are compressed, or none, however the tokens were split over calls.
+//!
+//! Memory, each one allocation for all layers:
+//! - pages `[layers][pages][kv_heads][K page | V page]`. A sequence has one list of page numbers for all its layers,
+//!   and forks share pages until one of them writes into a page the other holds: then it gets a copy.
+//! - window `[layers][max_sequences][window + group][kv_heads][head_dim]`, K and V; sinks likewise.
+//! - centres `[layers][max_sequences][kv_heads][head_dim]`, f32, if keys are centred.
+//! - one workspace for the attention of every layer.
 
+mod append;
+mod attend;
+mod buffer;
 mod config;
+mod dense;
+mod pages;
+mod sequences;
+mod snapshot;
 
 pub use config::{CacheConfig, CenterMode};
 
 use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorMut};
+use attend::Scratch;
+use buffer::Buffer;
+use config::Geometry;
+use dense::DenseTokens;
+use pages::Pages;
+use sequences::{Progress, Sequence, SequenceTable};
 
 /// A sequence of a [`Cache`]. Never reused by the same cache: a freed one is refused from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +67,17 @@ pub struct CacheBytes {
 /// See the module documentation. All calls take `&self` or `&mut self`; no locks.
 #[derive(Debug)]
 pub struct Cache {
+    context: Context,
     config: CacheConfig,
+    geometry: Geometry,
+    pages: Pages,
+    sequences: SequenceTable,
+    pool: Buffer,
+    windows: DenseTokens,
+    sinks: DenseTokens,
+    centers: Buffer,
+    workspace: Buffer,
+    scratch: Scratch,
 }
 
 /// Arguments of [`Cache::attend`]: `sequences.len()` sequences with `total_q / sequences.len()` queries each.
@@ -67,13 +102,33 @@ pub struct CacheAttend<'a> {
 }
 
 impl Cache {
-    /// An empty cache. Memory for `max_tokens` and `max_sequences` is reserved here; nothing is reallocated later.
+    /// An empty cache. Memory for `max_tokens` and `max_sequences` is reserved here and committed by the system as it
+    /// is first used.
+    ///
+    /// Nothing is allocated for tokens later. The workspace fits attention with up to 16 query tokens per sequence,
+    /// over one sequence of `max_tokens` tokens or `max_sequences` of an even share each; a call that needs more
+    /// grows it once.
     ///
     /// # Errors
     /// Invalid configuration by field name; [`crate::Error::OutOfMemory`].
     pub fn new(context: &Context, config: CacheConfig) -> Result<Self> {
-        let _ = context;
-        Ok(Self { config })
+        let geometry = Geometry::checked(&config)?;
+        let dense = |names, capacity| DenseTokens::new(context, &config, names, capacity);
+        let mut cache = Self {
+            pages: Pages::new(geometry.num_pages),
+            sequences: SequenceTable::new(config.max_sequences),
+            pool: Buffer::zeroed(context, geometry.pages)?,
+            windows: dense(["window.k", "window.v"], config.window + config.group)?,
+            sinks: dense(["sinks.k", "sinks.v"], config.sinks)?,
+            centers: Buffer::zeroed(context, geometry.centers)?,
+            workspace: Buffer::zeroed(context, 0)?,
+            scratch: Scratch::default(),
+            context: context.clone(),
+            geometry,
+            config,
+        };
+        cache.workspace = Buffer::zeroed(context, cache.planned_workspace()?)?;
+        Ok(cache)
     }
 
     /// The configuration.
@@ -87,7 +142,7 @@ impl Cache {
     /// # Errors
     /// [`crate::Error::CacheFull`] when `max_sequences` are live.
     pub fn create(&mut self) -> Result<SequenceId> {
-        todo!()
+        self.sequences.insert(Vec::new(), vec![Progress::default(); self.config.layers])
     }
 
     /// Appends tokens to one layer of one sequence: a whole prompt after prefill, or what a decode step produced.
@@ -107,8 +162,7 @@ impl Cache {
         k: Tensor<'_>,
         v: Tensor<'_>,
     ) -> Result<()> {
-        let _ = (stream, layer, sequence, k, v);
-        todo!()
+        self.append_tokens(stream, layer, &[sequence], k, v)
     }
 
     /// Appends the same number of tokens to one layer of several sequences: `k` and `v` are
@@ -124,8 +178,7 @@ impl Cache {
         k: Tensor<'_>,
         v: Tensor<'_>,
     ) -> Result<()> {
-        let _ = (stream, layer, sequences, k, v);
-        todo!()
+        self.append_tokens(stream, layer, sequences, k, v)
     }
 
     /// Attention of the newest query tokens of each sequence over everything appended to the layer.
@@ -133,8 +186,7 @@ impl Cache {
     /// # Errors
     /// Unknown or repeated sequence, layer, shapes, dtypes.
     pub fn attend(&mut self, stream: Stream, args: CacheAttend<'_>) -> Result<()> {
-        let _ = (stream, args);
-        todo!()
+        self.attend_batch(stream, args)
     }
 
     /// Tokens of a layer of a sequence: (all, compressed).
@@ -142,8 +194,9 @@ impl Cache {
     /// # Errors
     /// Unknown sequence or layer.
     pub fn len(&self, layer: usize, sequence: SequenceId) -> Result<(usize, usize)> {
-        let _ = (layer, sequence);
-        todo!()
+        self.check_layer(layer)?;
+        let progress = self.sequences.get("sequence", sequence)?.layers[layer];
+        Ok((progress.tokens, progress.compressed))
     }
 
     /// A new sequence with the same tokens. Full pages are shared, dense tokens copied.
@@ -151,8 +204,19 @@ impl Cache {
     /// # Errors
     /// Unknown sequence; [`crate::Error::CacheFull`].
     pub fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId> {
-        let _ = sequence;
-        todo!()
+        let Sequence { row: from, pages, layers } = self.sequences.get("sequence", sequence)?.clone();
+        let id = self.sequences.insert(pages.clone(), layers.clone())?;
+        for page in pages {
+            self.pages.retain(page);
+        }
+        let to = self.sequences.get("sequence", id)?.row;
+        for (layer, progress) in layers.into_iter().enumerate() {
+            self.sinks.copy_row(layer, from, to, progress.sinks(&self.config));
+            self.windows.copy_row(layer, from, to, progress.window(&self.config));
+            let center = |row| self.geometry.center_at(&self.config, layer, row);
+            self.centers.copy_within(center(from), center(to), self.geometry.center);
+        }
+        Ok(id)
     }
 
     /// Drops all tokens from position `len` on, in every layer. Tokens that were compressed stay compressed.
@@ -160,8 +224,23 @@ impl Cache {
     /// # Errors
     /// Unknown sequence; `len` above the length of some layer.
     pub fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
-        let _ = (sequence, len);
-        todo!()
+        let sequence = self.sequences.get_mut("sequence", sequence)?;
+        let shortest = sequence.layers.iter().map(|l| l.tokens).min().unwrap_or(0);
+        if len > shortest {
+            let value = i64::try_from(len).unwrap_or(i64::MAX);
+            return Err(Error::OutOfRange {
+                argument: "len",
+                index: 0,
+                value,
+                allowed: (0, shortest as i64),
+            });
+        }
+        for layer in &mut sequence.layers {
+            layer.tokens = len;
+            layer.compressed = layer.compressed.min(len - layer.sinks(&self.config));
+        }
+        sequence.trim(&mut self.pages, self.config.k.page_tokens());
+        Ok(())
     }
 
     /// Ends a sequence; its unshared pages become free.
@@ -169,14 +248,25 @@ impl Cache {
     /// # Errors
     /// Unknown sequence.
     pub fn free(&mut self, sequence: SequenceId) -> Result<()> {
-        let _ = sequence;
-        todo!()
+        for page in self.sequences.remove("sequence", sequence)?.pages {
+            self.pages.release(page);
+        }
+        Ok(())
     }
 
     /// What the whole cache holds.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        todo!()
+        let all = self.sequences.iter().fold(CacheBytes::default(), |sum, sequence| {
+            let bytes = self.bytes_of(sequence);
+            CacheBytes {
+                dense_equivalent: sum.dense_equivalent + bytes.dense_equivalent,
+                window: sum.window + bytes.window,
+                ..sum
+            }
+        });
+        let pages = self.pages.in_use() * self.config.layers * self.geometry.page;
+        CacheBytes { pages, allocated: self.geometry.total + self.workspace.len(), ..all }
     }
 
     /// What one sequence holds; shared pages count in full.
@@ -184,8 +274,7 @@ impl Cache {
     /// # Errors
     /// Unknown sequence.
     pub fn sequence_bytes(&self, sequence: SequenceId) -> Result<CacheBytes> {
-        let _ = sequence;
-        todo!()
+        Ok(self.bytes_of(self.sequences.get("sequence", sequence)?))
     }
 
     /// The sequence as bytes that [`Cache::restore`] reads in another process, on either backend.
@@ -193,8 +282,7 @@ impl Cache {
     /// # Errors
     /// Unknown sequence; layers of different length.
     pub fn save(&self, sequence: SequenceId) -> Result<Vec<u8>> {
-        let _ = sequence;
-        todo!()
+        self.save_sequence(sequence)
     }
 
     /// A new sequence from [`Cache::save`]'s bytes.
@@ -203,7 +291,27 @@ impl Cache {
     /// [`crate::Error::VersionMismatch`] for another version or configuration (the field is named),
     /// [`crate::Error::CorruptData`] for damaged bytes, [`crate::Error::CacheFull`].
     pub fn restore(&mut self, snapshot: &[u8]) -> Result<SequenceId> {
-        let _ = snapshot;
-        todo!()
+        self.restore_sequence(snapshot)
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        if layer >= self.config.layers {
+            let value = i64::try_from(layer).unwrap_or(i64::MAX);
+            let allowed = (0, self.config.layers as i64 - 1);
+            return Err(Error::OutOfRange { argument: "layer", index: 0, value, allowed });
+        }
+        Ok(())
+    }
+
+    fn bytes_of(&self, sequence: &Sequence) -> CacheBytes {
+        let token = self.geometry.token;
+        let tokens: usize = sequence.layers.iter().map(|l| l.tokens).sum();
+        let compressed: usize = sequence.layers.iter().map(|l| l.compressed).sum();
+        CacheBytes {
+            dense_equivalent: tokens * token,
+            pages: sequence.pages.len() * self.config.layers * self.geometry.page,
+            window: (tokens - compressed) * token,
+            allocated: 0,
+        }
     }
 }

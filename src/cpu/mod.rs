@@ -7,6 +7,7 @@ pub(crate) mod decompress;
 pub(crate) mod dense;
 mod level;
 mod math;
+pub(crate) mod median;
 mod packed;
 pub(crate) mod parallel;
 pub(crate) mod prune;

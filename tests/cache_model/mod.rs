@@ -1,0 +1,454 @@
+//! A cache that keeps everything dense and derives the rest: what `Cache` must agree with.
+#![allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used)]
+
+use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention};
+use mustafar::reference::{self, Row, Scoring, Token};
+use mustafar::{
+    Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId,
+    Stream,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bits of one token of one side: `[kv_heads][head_dim]`.
+type Bits = Vec<Vec<u16>>;
+
+/// Everything one layer of a sequence was given, and how much of it is compressed.
+#[derive(Debug, Clone, Default)]
+pub struct Layer {
+    pub k: Vec<Bits>,
+    pub v: Vec<Bits>,
+    pub compressed: usize,
+    /// `[kv_heads][head_dim]`.
+    pub center: Option<Vec<Vec<f32>>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    pub layers: Vec<Layer>,
+    /// Names of the pages it holds, never used twice.
+    pub pages: Vec<u64>,
+}
+
+/// The sequences that should be alive.
+#[derive(Debug)]
+pub struct Model {
+    pub config: CacheConfig,
+    pub live: BTreeMap<SequenceId, Sequence>,
+    next_page: u64,
+}
+
+/// A small cache with all the corners: K and V differ, two layers, a group of two pages.
+pub fn small_config() -> CacheConfig {
+    CacheConfig {
+        layers: 2,
+        q_heads: 4,
+        kv_heads: 2,
+        k: PageFormat::uniform(DType::F16, 64, 16, 19).unwrap(),
+        v: PageFormat::uniform(DType::Bf16, 96, 16, 33).unwrap(),
+        window: 5,
+        group: 32,
+        sinks: 3,
+        center: CenterMode::None,
+        max_tokens: 32 * 8,
+        max_sequences: 4,
+    }
+}
+
+pub fn new_cache(config: &CacheConfig) -> Cache {
+    Cache::new(&Context::cpu(1).unwrap(), config.clone()).unwrap()
+}
+
+/// K and V of `batch` sequences with `tokens` tokens each.
+pub fn random_tokens(rng: &mut Rng, config: &CacheConfig, batch: usize, tokens: usize) -> (Dense, Dense) {
+    let layout = *rng.pick(&Layout::ALL);
+    let mut side = |format: PageFormat, dist| {
+        let shape = layout.shape(batch, tokens, config.kv_heads, format.head_dim());
+        Dense::random(rng, dist, format.dtype(), shape)
+    };
+    (side(config.k, Dist::Outliers), side(config.v, Dist::Normal))
+}
+
+/// Tokens `from .. to` of every sequence of a tensor, copied.
+pub fn part(x: &Dense, from: usize, to: usize) -> Dense {
+    let s = x.shape;
+    let mut new = Dense::poisoned(x.dtype, Layout::TokensFirst.shape(s.batch, to - from, s.heads, s.dim));
+    for (b, t, h) in new.indices() {
+        new.set_row_bits(b, t, h, &x.row_bits(b, from + t, h));
+    }
+    new
+}
+
+impl Layer {
+    fn dense_tokens(&self, config: &CacheConfig) -> usize {
+        self.k.len() - self.k.len().min(config.sinks) - self.compressed
+    }
+
+    /// Tokens that the next compression would take.
+    fn due(&self, config: &CacheConfig) -> usize {
+        let dense = self.dense_tokens(config);
+        (0..).map(|n| n * config.group).take_while(|n| n + config.window <= dense).last().unwrap_or(0)
+    }
+
+    /// The stored rows of a head: (K, V) of the compressed tokens.
+    fn rows(&self, config: &CacheConfig, head: usize) -> Vec<(Row, Row)> {
+        let first = self.k.len().min(config.sinks);
+        let prune = |format: PageFormat, bits: &[u16]| {
+            reference::prune_token(format.dtype(), bits, format.keep().unwrap(), None)
+        };
+        (first..first + self.compressed)
+            .map(|t| {
+                let k = match &self.center {
+                    Some(c) => reference::center(config.k.dtype(), &self.k[t][head], &c[head]),
+                    None => self.k[t][head].clone(),
+                };
+                (prune(config.k, &k), prune(config.v, &self.v[t][head]))
+            })
+            .collect()
+    }
+
+    /// All tokens as a head's attention sees them.
+    pub fn tokens(&self, config: &CacheConfig, head: usize) -> Vec<Token> {
+        let first = self.k.len().min(config.sinks);
+        let numbers = |format: PageFormat, bits: &[u16]| {
+            bits.iter().map(|&x| reference::value(format.dtype(), x)).collect::<Vec<_>>()
+        };
+        let mut tokens: Vec<Token> = (0..self.k.len())
+            .map(|t| Token { k: numbers(config.k, &self.k[t][head]), v: numbers(config.v, &self.v[t][head]) })
+            .collect();
+        for (token, (k, v)) in tokens[first..].iter_mut().zip(self.rows(config, head)) {
+            let center = self.center.as_ref().map(|c| &c[head][..]);
+            *token = Token { k: k.dense(config.k.dtype(), center), v: v.dense(config.v.dtype(), None) };
+        }
+        tokens
+    }
+}
+
+/// The lower median of each channel.
+fn median(dtype: DType, tokens: &[Bits]) -> Vec<Vec<f32>> {
+    let channel = |h: usize, c: usize| {
+        let mut column: Vec<f64> = tokens.iter().map(|t| reference::value(dtype, t[h][c])).collect();
+        column.sort_by(f64::total_cmp);
+        column[(column.len() - 1) / 2] as f32
+    };
+    (0..tokens[0].len()).map(|h| (0..tokens[0][h].len()).map(|c| channel(h, c)).collect()).collect()
+}
+
+impl Model {
+    pub fn new(config: &CacheConfig) -> Self {
+        Self { config: config.clone(), live: BTreeMap::new(), next_page: 0 }
+    }
+
+    pub fn create(&mut self, id: SequenceId) {
+        let layers = vec![Layer::default(); self.config.layers];
+        assert!(self.live.insert(id, Sequence { layers, pages: Vec::new() }).is_none(), "{id:?} was alive");
+    }
+
+    pub fn pages_in_use(&self) -> usize {
+        self.live.values().flat_map(|s| &s.pages).collect::<BTreeSet<_>>().len()
+    }
+
+    pub fn pages_free(&self) -> usize {
+        self.config.max_tokens.div_ceil(self.config.k.page_tokens()) - self.pages_in_use()
+    }
+
+    fn is_shared(&self, page: u64) -> bool {
+        self.live.values().filter(|s| s.pages.contains(&page)).count() > 1
+    }
+
+    /// Appends to one layer of some sequences; or says how many pages are missing and changes nothing.
+    pub fn append(&mut self, layer: usize, ids: &[SequenceId], k: &Dense, v: &Dense) -> Result<(), Error> {
+        let config = self.config.clone();
+        let page_tokens = config.k.page_tokens();
+        let mut after = Vec::new();
+        for (b, id) in ids.iter().enumerate() {
+            let mut l = self.live[id].layers[layer].clone();
+            for t in 0..k.shape.tokens {
+                l.k.push((0..config.kv_heads).map(|h| k.row_bits(b, t, h)).collect());
+                l.v.push((0..config.kv_heads).map(|h| v.row_bits(b, t, h)).collect());
+            }
+            let due = l.due(&config);
+            if due > 0 && l.compressed == 0 && config.center == CenterMode::Median {
+                l.center = Some(median(config.k.dtype(), &l.k[config.sinks..config.sinks + due]));
+            }
+            let written = if due == 0 {
+                0..0
+            } else {
+                l.compressed / page_tokens..(l.compressed + due).div_ceil(page_tokens)
+            };
+            l.compressed += due;
+            let held = &self.live[id].pages;
+            let new: Vec<usize> =
+                written.filter(|&i| held.get(i).is_none_or(|&p| self.is_shared(p))).collect();
+            after.push((l, new));
+        }
+        let (needed, free) = (after.iter().map(|(_, new)| new.len()).sum(), self.pages_free());
+        if needed > free {
+            return Err(Error::CacheFull { what: "pages", needed, free });
+        }
+        for (id, (l, new)) in ids.iter().zip(after) {
+            let sequence = self.live.get_mut(id).unwrap();
+            sequence.layers[layer] = l;
+            for i in new {
+                sequence.pages.resize(sequence.pages.len().max(i + 1), u64::MAX);
+                sequence.pages[i] = self.next_page;
+                self.next_page += 1;
+            }
+            assert!(!sequence.pages.contains(&u64::MAX));
+        }
+        Ok(())
+    }
+
+    pub fn fork(&mut self, from: SequenceId, to: SequenceId) {
+        let copy = self.live[&from].clone();
+        assert!(self.live.insert(to, copy).is_none(), "{to:?} was alive");
+    }
+
+    pub fn truncate(&mut self, id: SequenceId, len: usize) {
+        let config = self.config.clone();
+        let sequence = self.live.get_mut(&id).unwrap();
+        for l in &mut sequence.layers {
+            l.k.truncate(len);
+            l.v.truncate(len);
+            l.compressed = l.compressed.min(len.saturating_sub(config.sinks));
+            if l.compressed == 0 {
+                l.center = None;
+            }
+        }
+        let longest = sequence.layers.iter().map(|l| l.compressed).max().unwrap();
+        sequence.pages.truncate(longest.div_ceil(config.k.page_tokens()));
+    }
+
+    /// The restored copy of a sequence holds pages of its own.
+    pub fn restore(&mut self, from: SequenceId, to: SequenceId) {
+        self.fork(from, to);
+        for page in &mut self.live.get_mut(&to).unwrap().pages {
+            *page = self.next_page;
+            self.next_page += 1;
+        }
+    }
+
+    /// Bytes of one dense token of a layer, and of one page of all heads.
+    fn sizes(&self) -> (usize, usize) {
+        let (k, v) = (self.config.k, self.config.v);
+        let page = |f: PageFormat| f.page_tokens() * (f.head_dim() / 8 + f.keep().unwrap() * 2);
+        (self.config.kv_heads * (k.head_dim() + v.head_dim()) * 2, self.config.kv_heads * (page(k) + page(v)))
+    }
+
+    pub fn sequence_bytes(&self, id: SequenceId) -> CacheBytes {
+        let (token, page) = self.sizes();
+        let sequence = &self.live[&id];
+        let tokens: usize = sequence.layers.iter().map(|l| l.k.len()).sum();
+        let compressed: usize = sequence.layers.iter().map(|l| l.compressed).sum();
+        CacheBytes {
+            dense_equivalent: tokens * token,
+            pages: sequence.pages.len() * page * self.config.layers,
+            window: (tokens - compressed) * token,
+            allocated: 0,
+        }
+    }
+
+    /// The bytes that "Snapshots" in `docs/format.md` prescribes.
+    pub fn snapshot(&self, id: SequenceId) -> Vec<u8> {
+        let c = &self.config;
+        let layers = &self.live[&id].layers;
+        let mut out = b"MSTFSNAP".to_vec();
+        out.extend(1u32.to_le_bytes());
+        out.extend(1u32.to_le_bytes());
+        out.extend([0; 8]);
+        let code = |dtype| if dtype == DType::F16 { 1 } else { 2 };
+        let numbers = [
+            c.layers,
+            c.q_heads,
+            c.kv_heads,
+            code(c.k.dtype()),
+            c.k.head_dim(),
+            c.k.keep().unwrap(),
+            code(c.v.dtype()),
+            c.v.head_dim(),
+            c.v.keep().unwrap(),
+            c.k.page_tokens(),
+            c.window,
+            c.group,
+            c.sinks,
+            usize::from(c.center == CenterMode::Median),
+            layers[0].k.len(),
+        ];
+        out.extend(numbers.iter().flat_map(|&n| (n as u64).to_le_bytes()));
+        out.extend(layers.iter().flat_map(|l| (l.compressed as u64).to_le_bytes()));
+        for l in layers {
+            if let Some(center) = &l.center {
+                out.extend(center.iter().flatten().flat_map(|x| x.to_le_bytes()));
+            }
+            let first = l.k.len().min(c.sinks);
+            let dense = |out: &mut Vec<u8>, tokens: std::ops::Range<usize>| {
+                for side in [&l.k, &l.v] {
+                    out.extend(side[tokens.clone()].iter().flatten().flatten().flat_map(|x| x.to_le_bytes()));
+                }
+            };
+            dense(&mut out, 0..first);
+            let rows: Vec<_> = (0..c.kv_heads).map(|h| l.rows(c, h)).collect();
+            for start in (0..l.compressed).step_by(c.k.page_tokens()) {
+                let end = l.compressed.min(start + c.k.page_tokens());
+                for head in &rows {
+                    let (k, v): (Vec<Row>, Vec<Row>) = head[start..end].iter().cloned().unzip();
+                    out.extend(reference::page(&c.k, &k, 0).unwrap());
+                    out.extend(reference::page(&c.v, &v, 0).unwrap());
+                }
+            }
+            dense(&mut out, first + l.compressed..l.k.len());
+        }
+        let bytes = out.len() as u64 + 4;
+        out[16..24].copy_from_slice(&bytes.to_le_bytes());
+        seal(&out)
+    }
+
+    /// Checks everything `cache` says about its sequences without attention.
+    pub fn assert_agrees(&self, cache: &Cache) {
+        let mut all = CacheBytes::default();
+        for (&id, sequence) in &self.live {
+            for (layer, l) in sequence.layers.iter().enumerate() {
+                assert_eq!(cache.len(layer, id).unwrap(), (l.k.len(), l.compressed), "{id:?}, layer {layer}");
+            }
+            let bytes = self.sequence_bytes(id);
+            assert_eq!(cache.sequence_bytes(id).unwrap(), bytes, "{id:?}");
+            all.dense_equivalent += bytes.dense_equivalent;
+            all.window += bytes.window;
+            let even = sequence.layers.iter().all(|l| l.k.len() == sequence.layers[0].k.len());
+            match cache.save(id) {
+                Ok(snapshot) => assert!(even && snapshot == self.snapshot(id), "{id:?}: state differs"),
+                Err(e) => assert!(!even && e.to_string().contains("equally many tokens"), "{e}"),
+            }
+        }
+        all.pages = self.pages_in_use() * self.sizes().1 * self.config.layers;
+        let found = cache.bytes();
+        assert_eq!(CacheBytes { allocated: 0, ..found }, all);
+    }
+
+    /// Compares attention over `ids` with `queries` query tokens each.
+    pub fn assert_attends(
+        &self,
+        rng: &mut Rng,
+        cache: &mut Cache,
+        layer: usize,
+        ids: &[SequenceId],
+        queries: usize,
+    ) {
+        let config = &self.config;
+        let (dim_k, dim_v) = (config.k.head_dim(), config.v.head_dim());
+        let total = ids.len() * queries;
+        let shape = |dim| Layout::Gaps.shape(1, total, config.q_heads, dim);
+        let dtype = *rng.pick(&[DType::F16, DType::F32]);
+        let q = Dense::random(rng, Dist::Normal, dtype, shape(dim_k));
+        let mut out = Dense::poisoned(DType::F32, shape(dim_v));
+        let mut lse = Dense::poisoned(DType::F32, shape(1));
+        let softcap = rng.chance(0.3).then_some(20.0);
+        let sliding_window = rng.chance(0.3).then(|| 1 + rng.below(60));
+        let args = CacheAttend {
+            layer,
+            sequences: ids,
+            q: q.view(),
+            scale: Some(0.1),
+            softcap,
+            sliding_window,
+            out: out.view_mut(),
+            lse: Some(lse.view_mut()),
+        };
+        cache.attend(Stream::NONE, args).unwrap();
+
+        let indptr: Vec<usize> = (0..=ids.len()).map(|b| b * queries).collect();
+        let tokens: Vec<Vec<Vec<Token>>> = ids
+            .iter()
+            .map(|id| {
+                let l = &self.live[id].layers[layer];
+                (0..config.kv_heads).map(|h| l.tokens(config, h)).collect()
+            })
+            .collect();
+        let scoring = Scoring {
+            scale: f64::from(0.1f32),
+            softcap: softcap.map(f64::from),
+            sliding_window,
+            ..Scoring::new(dim_k)
+        };
+        let expected = attention(&q, &indptr, &tokens, dim_v, &vec![scoring; ids.len()]);
+        for t in 0..total {
+            for h in 0..config.q_heads {
+                let (want, want_lse) = &expected[t * config.q_heads + h];
+                let what = format!("query {t}, head {h}");
+                // Scores reach about 100 (outlier channels), so float32 leaves 1e-5 of them in each exponent.
+                assert_close(
+                    &what,
+                    &out.row(0, t, h),
+                    want,
+                    Tolerance { abs: 1e-3, rel: 1e-3, cosine: 1e-6 },
+                );
+                assert_close(&what, &lse.row(0, t, h), &[*want_lse], Tolerance::new(DType::F32, 10.0));
+            }
+        }
+        out.assert_gaps_untouched();
+    }
+}
+
+/// `bytes` followed by their CRC-32 (the one of zlib and PNG), bit by bit.
+pub fn seal(bytes: &[u8]) -> Vec<u8> {
+    let mut crc = u32::MAX;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    [bytes, &(!crc).to_le_bytes()].concat()
+}
+
+/// A pair of cache and model, kept in step.
+pub struct Pair {
+    pub cache: Cache,
+    pub model: Model,
+}
+
+impl Pair {
+    pub fn new(config: &CacheConfig) -> Self {
+        Self { cache: new_cache(config), model: Model::new(config) }
+    }
+
+    pub fn create(&mut self) -> SequenceId {
+        let id = self.cache.create().unwrap();
+        self.model.create(id);
+        id
+    }
+
+    /// Appends to one layer of both; both must agree whether it fits. True if it did.
+    pub fn append(&mut self, layer: usize, ids: &[SequenceId], k: &Dense, v: &Dense) -> bool {
+        let expected = self.model.append(layer, ids, k, v);
+        let found = match ids {
+            [id] => self.cache.append(Stream::NONE, layer, *id, k.view(), v.view()),
+            _ => self.cache.append_batch(Stream::NONE, layer, ids, k.view(), v.view()),
+        };
+        assert_eq!(found, expected);
+        found.is_ok()
+    }
+
+    /// Appends `tokens` random tokens to every layer of every sequence named.
+    pub fn step(&mut self, rng: &mut Rng, ids: &[SequenceId], tokens: usize) {
+        for layer in 0..self.model.config.layers {
+            let (k, v) = random_tokens(rng, &self.model.config, ids.len(), tokens);
+            assert!(self.append(layer, ids, &k, &v));
+        }
+    }
+
+    pub fn fork(&mut self, id: SequenceId) -> SequenceId {
+        let new = self.cache.fork(id).unwrap();
+        self.model.fork(id, new);
+        new
+    }
+
+    pub fn truncate(&mut self, id: SequenceId, len: usize) {
+        self.cache.truncate(id, len).unwrap();
+        self.model.truncate(id, len);
+    }
+
+    pub fn free(&mut self, id: SequenceId) {
+        self.cache.free(id).unwrap();
+        self.model.live.remove(&id);
+    }
+}
