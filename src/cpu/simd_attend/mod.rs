@@ -4,6 +4,10 @@
 //! The loops expand packed rows in registers; no dense copy of a page is ever made.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use crate::backend::Context;
@@ -95,6 +99,21 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Calls the same function of the module of `$level`.
+macro_rules! dispatch {
+    ($level:expr, $name:ident($($arg:expr),*)) => {
+        match $level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Simd` only holds a level whose instructions this processor has.
+            Level::Avx512 => unsafe { avx512::$name($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { avx2::$name($($arg),*) },
+            _ => portable::$name($($arg),*),
+        }
+    };
+}
+
 /// The loops at one instruction level. Exists only for levels that the processor has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Simd(Level);
@@ -110,9 +129,7 @@ impl Simd {
     pub(crate) fn dot(self, block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
         let heads = q.len() / block.dim;
         assert!(q.len() == heads * block.dim && scores.len() >= heads * BLOCK, "dot shapes");
-        match self.0 {
-            Level::Portable | Level::Avx2 | Level::Avx512 => portable::dot(block, q, scores),
-        }
+        dispatch!(self.0, dot(block, q, scores))
     }
 
     /// `sums[h] += sum over t of weights[h * BLOCK + t] * row[t]`. `sums` is `[heads, dim]`, `weights`
@@ -120,25 +137,19 @@ impl Simd {
     pub(crate) fn weighted_sum(self, block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
         let heads = sums.len() / block.dim;
         assert!(sums.len() == heads * block.dim && weights.len() >= heads * BLOCK, "weighted sum shapes");
-        match self.0 {
-            Level::Portable | Level::Avx2 | Level::Avx512 => portable::weighted_sum(block, weights, sums),
-        }
+        dispatch!(self.0, weighted_sum(block, weights, sums))
     }
 
     /// Writes the rows of the block as float32 `[len, dim]`.
     pub(crate) fn expand(self, block: &Block<'_>, out: &mut [f32]) {
         assert!(out.len() >= block.len * block.dim, "expand shapes");
-        match self.0 {
-            Level::Portable | Level::Avx2 | Level::Avx512 => portable::expand(block, out),
-        }
+        dispatch!(self.0, expand(block, out))
     }
 
     /// One row of scores becomes weights: see [`Softmax`]. Returns the new running maximum and the sum of the
     /// weights.
     pub(crate) fn softmax(self, scores: &mut [f32], softmax: &Softmax) -> (f32, f32) {
-        match self.0 {
-            Level::Portable | Level::Avx2 | Level::Avx512 => portable::softmax(scores, softmax),
-        }
+        dispatch!(self.0, softmax(scores, softmax))
     }
 }
 

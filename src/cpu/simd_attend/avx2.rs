@@ -1,0 +1,245 @@
+//! AVX2, FMA and F16C. 8 channels at a time: one byte shuffle from a table and one conversion make a vector of
+//! float32.
+
+use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
+use crate::cpu::simd_rows::avx2::expand8;
+use crate::dtype::DType;
+use std::arch::x86_64::*;
+
+/// Channels that [`Source::next`] yields.
+const STEP: usize = 8;
+
+/// Where the next channels of a row come from.
+#[derive(Clone, Copy)]
+struct Cursor {
+    bits: *const u8,
+    values: *const u8,
+}
+
+/// How rows are read. The methods are inlined into functions that enable the instructions.
+///
+/// # Safety
+/// Of `next`: the processor has the instructions of this file, and the cursor, made from a row that is as [`Row`]
+/// promises, yields at most the channels of that row.
+trait Source {
+    /// The next 8 channels.
+    unsafe fn next(cursor: &mut Cursor) -> __m256;
+}
+
+struct Packed<const BF16: bool>;
+struct DenseHalf<const BF16: bool>;
+struct DenseFloat;
+
+fn start(row: &Row) -> Cursor {
+    Cursor { bits: row.bits, values: row.values }
+}
+
+#[inline(always)]
+unsafe fn widen<const BF16: bool>(half: __m128i) -> __m256 {
+    // SAFETY: instructions as `Source` says.
+    unsafe {
+        if BF16 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+        } else {
+            _mm256_cvtph_ps(half)
+        }
+    }
+}
+
+impl<const BF16: bool> Source for Packed<BF16> {
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> __m256 {
+        // SAFETY: a byte of bitmap is left, and `PAD` values follow the last kept one of the row.
+        unsafe {
+            let bits = *cursor.bits;
+            let x = expand8(bits, cursor.values);
+            cursor.bits = cursor.bits.add(1);
+            cursor.values = cursor.values.add(2 * bits.count_ones() as usize);
+            widen::<BF16>(x)
+        }
+    }
+}
+
+impl<const BF16: bool> Source for DenseHalf<BF16> {
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> __m256 {
+        // SAFETY: 8 elements are left.
+        unsafe {
+            let half = _mm_loadu_si128(cursor.values.cast());
+            cursor.values = cursor.values.add(16);
+            widen::<BF16>(half)
+        }
+    }
+}
+
+impl Source for DenseFloat {
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> __m256 {
+        // SAFETY: 8 elements are left.
+        unsafe {
+            let x = _mm256_loadu_ps(cursor.values.cast());
+            cursor.values = cursor.values.add(32);
+            x
+        }
+    }
+}
+
+/// Calls a function for the source of a block's encoding.
+macro_rules! by_source {
+    ($block:expr, $name:ident($($arg:expr),*)) => {
+        match $block.encoding {
+            Encoding::Packed(DType::Bf16) => $name::<Packed<true>>($($arg),*),
+            Encoding::Packed(_) => $name::<Packed<false>>($($arg),*),
+            Encoding::Dense(DType::F16) => $name::<DenseHalf<false>>($($arg),*),
+            Encoding::Dense(DType::Bf16) => $name::<DenseHalf<true>>($($arg),*),
+            Encoding::Dense(DType::F32) => $name::<DenseFloat>($($arg),*),
+        }
+    };
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    by_source!(block, dot_source(block, q, scores));
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    // 8 sums stay in 16 registers next to queries and rows; fewer would leave the multipliers waiting.
+    for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
+        match q.len() / block.dim {
+            1 => dot_heads::<S, 1, 4>(block, q, scores),
+            2 => dot_heads::<S, 2, 4>(block, q, scores),
+            3 => dot_heads::<S, 3, 2>(block, q, scores),
+            _ => dot_heads::<S, 4, 2>(block, q, scores),
+        }
+    }
+}
+
+/// T rows times H heads in registers: each expanded vector meets H queries, each query vector T rows.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn dot_heads<S: Source, const H: usize, const T: usize>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    let dim = block.dim;
+    assert!(q.len() == H * dim && scores.len() >= H * BLOCK && BLOCK.is_multiple_of(T), "dot shapes");
+    let rows = block.rows();
+    for first in (0..rows.len()).step_by(T) {
+        // Past the end the last row is computed again; its scores land in elements that mean nothing.
+        let mut rows: [Cursor; T] = std::array::from_fn(|t| start(&rows[(first + t).min(rows.len() - 1)]));
+        let mut sums = [[_mm256_setzero_ps(); H]; T];
+        // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
+        // loads from `q` stay below `H * dim`.
+        unsafe {
+            for channel in (0..dim).step_by(STEP) {
+                let x: [__m256; T] = std::array::from_fn(|t| S::next(&mut rows[t]));
+                for h in 0..H {
+                    let q = _mm256_loadu_ps(q.as_ptr().add(h * dim + channel));
+                    for t in 0..T {
+                        sums[t][h] = _mm256_fmadd_ps(x[t], q, sums[t][h]);
+                    }
+                }
+            }
+        }
+        for (t, sums) in sums.iter().enumerate() {
+            let mut four = [_mm256_setzero_ps(); 4];
+            four[..H].copy_from_slice(sums);
+            let mut of_heads = [0.0; 4];
+            // SAFETY: `of_heads` is 4 values of 4 bytes.
+            unsafe { _mm_storeu_ps(of_heads.as_mut_ptr(), horizontal(&four)) };
+            for (h, score) in of_heads[..H].iter().enumerate() {
+                scores[h * BLOCK + first + t] = *score;
+            }
+        }
+    }
+}
+
+/// The sum over the lanes of each of four vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn horizontal(x: &[__m256; 4]) -> __m128 {
+    // Twice: interleave and add, which leaves sums of a, b, c, d side by side in each 128-bit lane.
+    let pair = |a, b| _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let (ab, cd) = (_mm256_castps_pd(pair(x[0], x[1])), _mm256_castps_pd(pair(x[2], x[3])));
+    let quads = _mm256_add_ps(
+        _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+        _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads))
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    by_source!(block, sum_source(block, weights, sums));
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
+        match sums.len() / block.dim {
+            1 => sum_heads::<S, 1, 4>(block, weights, sums),
+            2 => sum_heads::<S, 2, 4>(block, weights, sums),
+            3 => sum_heads::<S, 3, 2>(block, weights, sums),
+            _ => sum_heads::<S, 4, 2>(block, weights, sums),
+        }
+    }
+}
+
+/// `8 * W` channels of H heads in registers while the rows go by.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn sum_heads<S: Source, const H: usize, const W: usize>(
+    block: &Block<'_>,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    let dim = block.dim;
+    assert!(
+        sums.len() == H * dim && weights.len() >= H * BLOCK && dim.is_multiple_of(W * STEP),
+        "sum shapes"
+    );
+    let rows = block.rows();
+    let mut cursors = [Cursor { bits: std::ptr::null(), values: std::ptr::null() }; BLOCK];
+    cursors.iter_mut().zip(rows).for_each(|(cursor, row)| *cursor = start(row));
+    for channel in (0..dim).step_by(W * STEP) {
+        // SAFETY: instructions by the attribute, rows by the block's invariant; each pass takes `8 W` channels of a
+        // row and `W * STEP` divides `dim`, which also bounds the accesses to `sums`; at most BLOCK rows.
+        unsafe {
+            let at = |h: usize, w: usize| h * dim + channel + w * STEP;
+            let mut totals: [[__m256; W]; H] = std::array::from_fn(|h| {
+                std::array::from_fn(|w| _mm256_loadu_ps(sums.as_ptr().add(at(h, w))))
+            });
+            for (t, cursor) in cursors[..rows.len()].iter_mut().enumerate() {
+                let x: [__m256; W] = std::array::from_fn(|_| S::next(cursor));
+                for (h, totals) in totals.iter_mut().enumerate() {
+                    let weight = _mm256_broadcast_ss(&*weights.as_ptr().add(h * BLOCK + t));
+                    for (total, x) in totals.iter_mut().zip(&x) {
+                        *total = _mm256_fmadd_ps(weight, *x, *total);
+                    }
+                }
+            }
+            for (h, totals) in totals.iter().enumerate() {
+                for (w, total) in totals.iter().enumerate() {
+                    _mm256_storeu_ps(sums.as_mut_ptr().add(at(h, w)), *total);
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
+    by_source!(block, expand_source(block, out));
+}
+
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
+fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32]) {
+    for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
+        let mut row = start(row);
+        for out in out.chunks_exact_mut(STEP) {
+            // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is 8 values.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), S::next(&mut row)) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn softmax(scores: &mut [f32], softmax: &Softmax) -> (f32, f32) {
+    portable::softmax_with::<true>(scores, softmax)
+}

@@ -1,0 +1,281 @@
+//! AVX-512 F, BW and VBMI2. 32 channels at a time: one `vpexpandw` and two conversions make two vectors of float32.
+
+use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
+use crate::dtype::DType;
+use std::arch::x86_64::*;
+
+/// Channels that [`Source::next`] yields.
+const STEP: usize = 32;
+
+/// Where the next channels of a row come from.
+#[derive(Clone, Copy)]
+struct Cursor {
+    bits: *const u8,
+    values: *const u8,
+}
+
+/// How rows are read. The methods are inlined into functions that enable the instructions.
+///
+/// # Safety
+/// Of all methods: the processor has the instructions of this file, rows are as [`Row`] promises, and a cursor
+/// yields at most the channels of its row.
+trait Source {
+    /// A cursor at `channel`, a multiple of 64.
+    unsafe fn at(row: &Row, channel: usize) -> Cursor;
+    /// The next 32 channels.
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2];
+}
+
+struct Packed<const BF16: bool>;
+struct DenseHalf<const BF16: bool>;
+struct DenseFloat;
+
+#[inline(always)]
+unsafe fn widen<const BF16: bool>(half: __m256i) -> __m512 {
+    // SAFETY: instructions as `Source` says.
+    unsafe {
+        if BF16 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        } else {
+            _mm512_cvtph_ps(half)
+        }
+    }
+}
+
+impl<const BF16: bool> Source for Packed<BF16> {
+    #[inline(always)]
+    unsafe fn at(row: &Row, channel: usize) -> Cursor {
+        // SAFETY: `channel / 8` bytes of bitmap lie before the channel; at most `channel` values do.
+        unsafe {
+            let words = row.bits.cast::<u64>();
+            let below = (0..channel / 64).map(|i| words.add(i).read_unaligned().count_ones() as usize);
+            Cursor { bits: row.bits.add(channel / 8), values: row.values.add(2 * below.sum::<usize>()) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
+        // SAFETY: 4 bytes of bitmap are left, and `PAD` values follow the last kept one of the row.
+        unsafe {
+            let bits = cursor.bits.cast::<u32>().read_unaligned();
+            let values = _mm512_loadu_si512(cursor.values.cast());
+            let x = _mm512_maskz_expand_epi16(bits, values);
+            cursor.bits = cursor.bits.add(4);
+            cursor.values = cursor.values.add(2 * bits.count_ones() as usize);
+            [widen::<BF16>(_mm512_castsi512_si256(x)), widen::<BF16>(_mm512_extracti64x4_epi64::<1>(x))]
+        }
+    }
+}
+
+impl<const BF16: bool> Source for DenseHalf<BF16> {
+    #[inline(always)]
+    unsafe fn at(row: &Row, channel: usize) -> Cursor {
+        // SAFETY: the row has more than `channel` elements.
+        unsafe { Cursor { bits: row.bits, values: row.values.add(2 * channel) } }
+    }
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
+        // SAFETY: 32 elements are left.
+        unsafe {
+            let at = cursor.values.cast::<__m256i>();
+            cursor.values = cursor.values.add(64);
+            [widen::<BF16>(_mm256_loadu_si256(at)), widen::<BF16>(_mm256_loadu_si256(at.add(1)))]
+        }
+    }
+}
+
+impl Source for DenseFloat {
+    #[inline(always)]
+    unsafe fn at(row: &Row, channel: usize) -> Cursor {
+        // SAFETY: the row has more than `channel` elements.
+        unsafe { Cursor { bits: row.bits, values: row.values.add(4 * channel) } }
+    }
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
+        // SAFETY: 32 elements are left.
+        unsafe {
+            let at = cursor.values.cast::<f32>();
+            cursor.values = cursor.values.add(128);
+            [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))]
+        }
+    }
+}
+
+/// Calls a function for the source of a block's encoding.
+macro_rules! by_source {
+    ($block:expr, $name:ident($($arg:expr),*)) => {
+        match $block.encoding {
+            Encoding::Packed(DType::Bf16) => $name::<Packed<true>>($($arg),*),
+            Encoding::Packed(_) => $name::<Packed<false>>($($arg),*),
+            Encoding::Dense(DType::F16) => $name::<DenseHalf<false>>($($arg),*),
+            Encoding::Dense(DType::Bf16) => $name::<DenseHalf<true>>($($arg),*),
+            Encoding::Dense(DType::F32) => $name::<DenseFloat>($($arg),*),
+        }
+    };
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    by_source!(block, dot_source(block, q, scores));
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
+        match q.len() / block.dim {
+            1 => dot_heads::<S, 1>(block, q, scores),
+            2 => dot_heads::<S, 2>(block, q, scores),
+            3 => dot_heads::<S, 3>(block, q, scores),
+            _ => dot_heads::<S, 4>(block, q, scores),
+        }
+    }
+}
+
+/// 4 rows times H heads in registers: each expanded vector meets H queries, each query vector 4 rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn dot_heads<S: Source, const H: usize>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    let dim = block.dim;
+    assert!(q.len() == H * dim && scores.len() >= H * BLOCK && BLOCK.is_multiple_of(4), "dot shapes");
+    let rows = block.rows();
+    for first in (0..rows.len()).step_by(4) {
+        // Past the end the last row is computed again; its scores land in elements that mean nothing.
+        // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
+        // loads from `q` stay below `H * dim`, and stores end at `first + 4 <= BLOCK` in each of H rows of scores.
+        unsafe {
+            let mut rows: [Cursor; 4] =
+                std::array::from_fn(|t| S::at(&rows[(first + t).min(rows.len() - 1)], 0));
+            let mut sums = [[_mm512_setzero_ps(); 4]; H];
+            for channel in (0..dim).step_by(STEP) {
+                let x: [[__m512; 2]; 4] = std::array::from_fn(|t| S::next(&mut rows[t]));
+                for (h, sums) in sums.iter_mut().enumerate() {
+                    let q = q.as_ptr().add(h * dim + channel);
+                    let q = [_mm512_loadu_ps(q), _mm512_loadu_ps(q.add(16))];
+                    for t in 0..4 {
+                        sums[t] = _mm512_fmadd_ps(x[t][0], q[0], sums[t]);
+                    }
+                    for t in 0..4 {
+                        sums[t] = _mm512_fmadd_ps(x[t][1], q[1], sums[t]);
+                    }
+                }
+            }
+            for (h, sums) in sums.iter().enumerate() {
+                _mm_storeu_ps(scores.as_mut_ptr().add(h * BLOCK + first), horizontal(sums));
+            }
+        }
+    }
+}
+
+/// The sum over the lanes of each of four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn horizontal(x: &[__m512; 4]) -> __m128 {
+    // Twice: interleave and add, which leaves sums of a, b, c, d side by side in each 128-bit lane.
+    let pair = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let (ab, cd) = (_mm512_castps_pd(pair(x[0], x[1])), _mm512_castps_pd(pair(x[2], x[3])));
+    let quads = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+    );
+    let quads = _mm512_castps_pd(quads);
+    let half = _mm256_add_ps(
+        _mm256_castpd_ps(_mm512_castpd512_pd256(quads)),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(quads)),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    by_source!(block, sum_source(block, weights, sums));
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
+        match sums.len() / block.dim {
+            1 => sum_heads::<S, 1>(block, weights, sums),
+            2 => sum_heads::<S, 2>(block, weights, sums),
+            3 => sum_heads::<S, 3>(block, weights, sums),
+            _ => sum_heads::<S, 4>(block, weights, sums),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn sum_heads<S: Source, const H: usize>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    for channel in (0..block.dim).step_by(2 * STEP) {
+        if block.dim - channel == STEP {
+            sum_channels::<S, H, 1>(block, channel, weights, sums);
+        } else {
+            sum_channels::<S, H, 2>(block, channel, weights, sums);
+        }
+    }
+}
+
+/// `32 * W` channels of H heads in registers while the rows go by.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn sum_channels<S: Source, const H: usize, const W: usize>(
+    block: &Block<'_>,
+    channel: usize,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    let dim = block.dim;
+    assert!(sums.len() == H * dim && weights.len() >= H * BLOCK && channel + W * STEP <= dim, "sum shapes");
+    // SAFETY: instructions by the attribute, rows by the block's invariant; `channel + 32 W <= dim` bounds the
+    // accesses to `sums`, and there are at most BLOCK rows, hence weights.
+    unsafe {
+        let at = |h: usize, w: usize| h * dim + channel + w * STEP;
+        let mut totals: [[[__m512; 2]; W]; H] = std::array::from_fn(|h| {
+            std::array::from_fn(|w| {
+                let sums = sums.as_ptr().add(at(h, w));
+                [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))]
+            })
+        });
+        for (t, row) in block.rows().iter().enumerate() {
+            let mut row = S::at(row, channel);
+            let x: [[__m512; 2]; W] = std::array::from_fn(|_| S::next(&mut row));
+            for (h, totals) in totals.iter_mut().enumerate() {
+                let weight = _mm512_set1_ps(*weights.as_ptr().add(h * BLOCK + t));
+                for (total, x) in totals.iter_mut().zip(&x) {
+                    total[0] = _mm512_fmadd_ps(weight, x[0], total[0]);
+                    total[1] = _mm512_fmadd_ps(weight, x[1], total[1]);
+                }
+            }
+        }
+        for (h, totals) in totals.iter().enumerate() {
+            for (w, total) in totals.iter().enumerate() {
+                let sums = sums.as_mut_ptr().add(at(h, w));
+                _mm512_storeu_ps(sums, total[0]);
+                _mm512_storeu_ps(sums.add(16), total[1]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
+    by_source!(block, expand_source(block, out));
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32]) {
+    for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
+        // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is a multiple of 32 long.
+        unsafe {
+            let mut row = S::at(row, 0);
+            for out in out.chunks_exact_mut(STEP) {
+                let x = S::next(&mut row);
+                _mm512_storeu_ps(out.as_mut_ptr(), x[0]);
+                _mm512_storeu_ps(out.as_mut_ptr().add(16), x[1]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn softmax(scores: &mut [f32], softmax: &Softmax) -> (f32, f32) {
+    portable::softmax_with::<true>(scores, softmax)
+}
