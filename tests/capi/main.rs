@@ -1,0 +1,9 @@
+//! The C functions as C calls them: structure layouts, structures of older and newer callers, bad input, and results.
+#![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
+
+mod bad_input;
+mod calls;
+mod layout;
+mod queries;
+mod support;
+mod versions;
