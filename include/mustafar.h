@@ -1457,7 +1457,8 @@ mustafar_status mustafar_merge(const struct mustafar_context *context,
                                void *stream);
 
 /**
- * Makes an empty cache. Memory for max_tokens and max_sequences is reserved here; nothing is reallocated later.
+ * Makes an empty cache. Memory for max_tokens and max_sequences is reserved here and committed by the system as it is
+ * first used; nothing is allocated for tokens later.
  *
  * @param context  Where the cache works; may be destroyed before the cache.
  * @param config   Shape and policy.

@@ -81,7 +81,8 @@ unsafe fn write_bytes(out: *mut mustafar_cache_bytes_info, bytes: CacheBytes) ->
     unsafe { write("bytes", out, &info) }
 }
 
-/// Makes an empty cache. Memory for max_tokens and max_sequences is reserved here; nothing is reallocated later.
+/// Makes an empty cache. Memory for max_tokens and max_sequences is reserved here and committed by the system as it is
+/// first used; nothing is allocated for tokens later.
 ///
 /// @param context  Where the cache works; may be destroyed before the cache.
 /// @param config   Shape and policy.
