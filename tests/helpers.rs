@@ -38,7 +38,7 @@ fn comparator_rejects_a_wrong_element() {
 #[test]
 #[should_panic(expected = "cosine distance")]
 fn comparator_rejects_a_wrong_direction() {
-    let tolerance = Tolerance { abs: 0.0, rel: 1.0, cosine: 1e-6 };
+    let tolerance = Tolerance { abs: 0.0, rel: 1.0, smallest: 0.0, cosine: 1e-6 };
     assert_close("test", &[1.0, 0.0], &[1.0, 1.0], tolerance);
 }
 

@@ -9,6 +9,8 @@ pub struct Tolerance {
     pub abs: f64,
     /// Relative to the expected element.
     pub rel: f64,
+    /// What the stored type cannot resolve; part of `abs`.
+    pub smallest: f64,
     /// Of the cosine distance over all elements.
     pub cosine: f64,
 }
@@ -22,8 +24,13 @@ impl Tolerance {
             DType::Bf16 => 1.1 * 2f64.powi(-8),
             _ => 1e-5,
         };
-        let smallest = if dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 };
-        Self { abs: 2e-5 * scale + smallest, rel, cosine: rel * rel + 1e-9 }
+        // Half the smallest subnormal of the stored type, plus that of the float32 sum it is rounded from.
+        let smallest = match dtype {
+            DType::F16 => 1.1 * 2f64.powi(-25),
+            DType::Bf16 => 1.1 * 2f64.powi(-134),
+            _ => 2f64.powi(-140),
+        };
+        Self { abs: 2e-5 * scale + smallest, rel, smallest, cosine: rel * rel + 1e-9 }
     }
 }
 
@@ -66,10 +73,8 @@ pub fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: Tolerance)
     // A vector inside the absolute tolerance has no direction to compare.
     if w.iter().any(|x| x.abs() > 100.0 * tolerance.abs) {
         let distance = cosine_distance(&g, &w);
-        assert!(
-            distance <= tolerance.cosine,
-            "{what}: cosine distance {distance:e}, allowed {:e}",
-            tolerance.cosine
-        );
+        let mean_square = w.iter().map(|x| x * x).sum::<f64>() / w.len() as f64;
+        let allowed = tolerance.cosine + tolerance.smallest.powi(2) / mean_square;
+        assert!(distance <= allowed, "{what}: cosine distance {distance:e}, allowed {allowed:e}");
     }
 }

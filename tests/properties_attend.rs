@@ -1,0 +1,160 @@
+//! Properties of attention from end to end: `append` and `attend` against the
+//! float64 reference, over formats, head groups, lengths and options.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+mod common;
+
+use common::{DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, config, contexts};
+use mustafar::ops::{self, Append, AppendSide};
+use mustafar::{Context, DType, Mem, PageFormat, Stream, reference};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
+
+fn page_format(dtype: DType, dim: usize, page_tokens: usize, share: f64, ragged: bool) -> PageFormat {
+    let keep = 1 + (share * (dim - 1) as f64).round() as usize;
+    if ragged {
+        PageFormat::ragged(dtype, dim, page_tokens, page_tokens * keep).unwrap()
+    } else {
+        PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap()
+    }
+}
+
+prop_compose! {
+    fn format_of(page_tokens: usize)(
+        dtype in select(&DTYPES[..]), dim in select(&DIMS[..]), share in 0.0..=1.0f64, ragged in any::<bool>(),
+    ) -> PageFormat {
+        page_format(dtype, dim, page_tokens, share, ragged)
+    }
+}
+
+prop_compose! {
+    fn formats()(page_tokens in select(&PAGE_SIZES[..]))
+        (k in format_of(page_tokens), v in format_of(page_tokens)) -> (PageFormat, PageFormat) { (k, v) }
+}
+
+prop_compose! {
+    fn options()(
+        scale in option::of(0.01..0.5f32),
+        softcap in option::of(0.5..50.0f32),
+        sliding_window in option::of(1..200usize),
+        split_tokens in option::of(1..200usize),
+        padded in any::<bool>(),
+        head_lens in any::<bool>(),
+        centers in 0..3usize,
+        sinks in option::of(0..5usize),
+        window in option::of(0..70usize),
+    ) -> Step {
+        Step { scale, softcap, sliding_window, split_tokens, padded, head_lens, centers, sinks, window, ..Step::default() }
+    }
+}
+
+prop_compose! {
+    fn step()(
+        options in options(),
+        (k, v) in formats(),
+        (q_heads, kv_heads) in select(&HEADS[..]),
+        seed in any::<u64>(),
+        lens in prop::collection::vec(0..300usize, 1..4),
+        (q_len, uneven_q) in (1..7usize, any::<bool>()),
+        dtypes in (select(&FLOATS[..]), select(&FLOATS[..]), select(&FLOATS[..])),
+        layout in select(&Layout::ALL[..]),
+        dist in select(&Dist::FINITE[..]),
+    ) -> Step {
+        let (q_dtype, dense_dtype, out_dtype) = dtypes;
+        Step {
+            k, v, q_heads, kv_heads, seed, lens, q_len, uneven_q, q_dtype, dense_dtype, out_dtype, layout, dist,
+            ..options
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(96))]
+
+    #[test]
+    fn attention_equals_the_reference(step in step()) {
+        let scene = Scene::new(step);
+        for context in contexts(&[1]) {
+            let (out, lse) = scene.run(&context);
+            scene.check(&context.level().to_string(), &out, &lse);
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing(step in step()) {
+        let scene = Scene::new(step);
+        let (out, lse) = scene.run(&Context::cpu(1).unwrap());
+        for threads in [2, 5] {
+            let (other, other_lse) = scene.run(&Context::cpu(threads).unwrap());
+            prop_assert!(out.bytes[..] == other.bytes[..], "{threads} threads");
+            prop_assert!(lse.bytes[..] == other_lse.bytes[..], "{threads} threads");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(24))]
+
+    #[test]
+    fn appended_then_attended(
+        seed in any::<u64>(), page_tokens in select(&PAGE_SIZES[..]), dims in (select(&DIMS[..]), select(&DIMS[..])),
+        shares in (0.0..=1.0f64, 0.0..=1.0f64), centers in 0..3usize, lens in prop::collection::vec(0..200usize, 1..4),
+    ) {
+        // The same as above, with pages written by `append` instead of by the reference.
+        let k = page_format(DType::F16, dims.0, page_tokens, shares.0, false);
+        let v = page_format(DType::Bf16, dims.1, page_tokens, shares.1, false);
+        let mut scene = Scene::new(Step { seed, k, v, lens: lens.clone(), centers, ..Step::default() });
+        let mut rng = Rng::new(seed ^ 1);
+        let heads = scene.step.kv_heads;
+        let order: Vec<(usize, usize)> =
+            lens.iter().enumerate().flat_map(|(b, &n)| (0..n).map(move |t| (b, t))).collect();
+        let slots: Vec<i64> = order.iter().map(|&(b, t)| scene.table.slot(b, t)).collect();
+        let context = Context::cpu(2).unwrap();
+        let written_by_reference = (scene.k.pool.bytes.clone(), scene.v.pool.bytes.clone());
+        for (paged, dim) in [(&mut scene.k, dims.0), (&mut scene.v, dims.1)] {
+            let dtype = paged.pool.layout.format.dtype();
+            let mut x = Dense::poisoned(dtype, Layout::Gaps.shape(1, order.len(), heads, dim));
+            for (i, &(b, t)) in order.iter().enumerate() {
+                (0..heads).for_each(|h| x.set_row_bits(0, i, h, &unpruned(&mut rng, &paged.rows[b][h][t])));
+            }
+            paged.pool.bytes.fill(0xFF);
+            let side = AppendSide { x: x.view(), pool: paged.pool.view_mut(), weights: None, center: None };
+            let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
+            ops::append(&context, Stream::NONE, args).unwrap();
+        }
+        prop_assert!(scene.k.pool.bytes[..] == written_by_reference.0[..], "K pages");
+        prop_assert!(scene.v.pool.bytes[..] == written_by_reference.1[..], "V pages");
+        let (out, lse) = scene.run(&context);
+        scene.check("appended", &out, &lse);
+    }
+
+    #[test]
+    fn a_sequence_does_not_depend_on_the_batch(step in step(), split in 1..100usize, copies in 2..4usize) {
+        // The first sequence alone and among others, with the same bounds: equal bits.
+        let step = Step { split_tokens: Some(split), uneven_q: false, head_lens: false, centers: 0, ..step };
+        let scene = Scene::new(step.clone());
+        let context = Context::cpu(1).unwrap();
+        let (out, lse) = scene.run(&context);
+        let mut alone = scene;
+        alone.keep_first_sequence();
+        for _ in 1..copies {
+            let (single, single_lse) = alone.run(&context);
+            for (t, h) in (0..step.q_len).flat_map(|t| (0..step.q_heads).map(move |h| (t, h))) {
+                let same = |a: &Dense, b: &Dense| a.row(0, t, h).iter().zip(b.row(0, t, h)).all(|(x, y)| x.to_bits() == y.to_bits());
+                prop_assert!(same(&out, &single) && same(&lse, &single_lse), "query {t}, head {h}");
+            }
+        }
+    }
+}
+
+/// A dense row that prunes to `row`: dropped channels get smaller magnitudes than any kept one.
+fn unpruned(rng: &mut Rng, row: &reference::Row) -> Vec<u16> {
+    let kept = row.bits.iter().zip(&row.mask).filter(|(_, kept)| **kept);
+    let smallest = kept.map(|(x, _)| x & 0x7FFF).min().unwrap_or(0);
+    assert!(smallest > 0, "a kept zero ties with what is dropped");
+    let mut fill = || (rng.next() as u16 & 0x8000) | rng.below(smallest.into()) as u16;
+    row.bits.iter().zip(&row.mask).map(|(&x, &kept)| if kept { x } else { fill() }).collect()
+}
