@@ -327,4 +327,17 @@ mod tests {
         let short = Error::BufferTooSmall { argument: "x", bytes: 16, needed: 17 };
         assert_eq!(mem.skip("x", 17).map(|_| ()), Err(short));
     }
+    #[test]
+    fn owned_memory_is_zero_aligned_and_fallible() {
+        for len in [0, 1, 16, 100_000] {
+            let mut buffer = HostBuffer::zeroed(len).unwrap();
+            assert!(buffer.len() == len && buffer.bytes() == vec![0; len]);
+            assert!((buffer.bytes().as_ptr() as usize).is_multiple_of(PAGE_ALIGN));
+            buffer.bytes_mut().fill(7);
+            assert!(buffer.bytes().iter().all(|&b| b == 7));
+        }
+        for bytes in [usize::MAX, isize::MAX as usize - 15] {
+            assert_eq!(HostBuffer::zeroed(bytes).map(|_| ()), Err(Error::OutOfMemory { bytes }));
+        }
+    }
 }

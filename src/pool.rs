@@ -86,7 +86,11 @@ impl PoolLayout {
                 return Err(Error::Misaligned { argument, value, required: PAGE_ALIGN });
             }
         }
-        let page_bytes = self.format.page_bytes();
+        self.check_disjoint(argument, self.format.page_bytes())
+    }
+
+    /// Refuses strides under which pages of `page_bytes` bytes overlap.
+    fn check_disjoint(&self, argument: &'static str, page_bytes: usize) -> Result<()> {
         let mut dims = [(self.page_stride, self.num_pages), (self.head_stride, self.kv_heads)];
         dims.sort_unstable();
         let mut reach = page_bytes;
@@ -157,18 +161,18 @@ impl<'a> PagePoolMut<'a> {
         mem: MemMut<'a>,
         (k, v): (PoolLayout, PoolLayout),
     ) -> Result<(Self, Self)> {
-        let same_place = |l: PoolLayout| (l.num_pages, l.kv_heads, l.page_stride, l.head_stride);
-        let both = k.format.page_bytes() + v.format.page_bytes();
-        if same_place(k) != same_place(v) || k.head_stride.min(k.page_stride) < both {
+        let place = |l: PoolLayout| (l.num_pages, l.kv_heads, l.page_stride, l.head_stride);
+        if place(k) != place(v) {
             return Err(Error::invalid(
                 argument,
-                "K and V pages that overlap",
+                "laid out differently for K and V",
                 "layouts of PoolLayout::pair",
             ));
         }
+        k.check_disjoint(argument, k.format.page_bytes() + v.format.page_bytes())?;
         let v_mem = mem.as_ref().skip(argument, k.format.page_bytes())?;
-        // SAFETY: `mem` is a writable borrow for 'a that is given up below. Every K page is followed by its V page
-        // before the next page of either starts, so the pages of the two pools are disjoint.
+        // SAFETY: `mem` is a writable borrow for 'a that is given up below. A K page and the V page behind it are
+        // disjoint from all others, which was just checked, so the two pools have no byte in common.
         let v_mem = unsafe { MemMut::from_raw(v_mem.address(), v_mem.bytes(), v_mem.place()) };
         Ok((Self::new(argument, mem, k)?, Self::new(argument, v_mem, v)?))
     }
@@ -280,7 +284,7 @@ impl Sequences<'_> {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::mem::Place;
+    use crate::mem::{HostBuffer, Place};
 
     fn layout(num_pages: usize, kv_heads: usize) -> PoolLayout {
         // 16 rows of 8 bitmap bytes and two 2-byte values: 192 bytes.
@@ -369,6 +373,43 @@ mod tests {
         let pool = PagePool::new("k", Mem::host(&raw[start..start + extent]), layout).unwrap();
         let pages = pool.pages("k").unwrap();
         assert!(pages.page(2, 0).iter().all(|&b| b == 7) && pages.page(1, 1).iter().all(|&b| b == 9));
+    }
+
+    #[test]
+    fn pairs_alternate_and_share_no_byte() {
+        let k = PageFormat::uniform(DType::F16, 64, 16, 2).unwrap();
+        let v = PageFormat::uniform(DType::F16, 96, 16, 5).unwrap();
+        let both = k.page_bytes() + v.page_bytes();
+        let layouts = PoolLayout::pair(k, v, 3, 2).unwrap();
+        let mut bytes = HostBuffer::zeroed(6 * both).unwrap();
+        let mem = MemMut::host(bytes.bytes_mut());
+        let (mut k_pool, mut v_pool) = PagePoolMut::pair("pages", mem, layouts).unwrap();
+        let (mut k_pages, mut v_pages) = (k_pool.pages_mut("k").unwrap(), v_pool.pages_mut("v").unwrap());
+        for (page, head) in (0..3).flat_map(|page| [(page, 0), (page, 1)]) {
+            k_pages.page_mut(page, head).fill((2 * page + head) as u8 + 1);
+            v_pages.page_mut(page, head).fill((2 * page + head) as u8 + 101);
+        }
+        for (i, slot) in bytes.bytes().chunks(both).enumerate() {
+            let (of_k, of_v) = slot.split_at(k.page_bytes());
+            assert!(of_k.iter().all(|&b| b == i as u8 + 1) && of_v.iter().all(|&b| b == i as u8 + 101));
+        }
+        let pools = PagePool::pair("pages", Mem::host(bytes.bytes()), layouts).unwrap();
+        assert_eq!(pools.1.pages("v").unwrap().page(2, 1)[0], 106);
+
+        // K pages alone do not overlap here, slots of both do.
+        let mut pair = |page_stride, head_stride| {
+            let with = |l| PoolLayout { page_stride, head_stride, num_pages: 2, ..l };
+            let mem = MemMut::host(bytes.bytes_mut());
+            PagePoolMut::pair("pages", mem, (with(layouts.0), with(layouts.1))).map(|_| ())
+        };
+        assert_eq!(pair(2 * both, both), Ok(()));
+        assert_eq!(pair(both, 2 * both), Ok(()));
+        assert!(pair(2 * both - 16, both).unwrap_err().to_string().contains("do not overlap"));
+        assert!(pair(2 * both, both - 16).unwrap_err().to_string().contains("do not overlap"));
+        let other = PoolLayout { num_pages: 2, ..layouts.1 };
+        let error = PagePoolMut::pair("pages", MemMut::host(bytes.bytes_mut()), (layouts.0, other));
+        assert!(error.unwrap_err().to_string().contains("laid out differently"));
+        assert!(PagePool::pair("pages", Mem::host(&bytes.bytes()[..64]), layouts).is_err());
     }
 
     #[test]

@@ -44,6 +44,41 @@ fn a_token_at_a_time_equals_one_call_to_the_bit() {
 }
 
 #[test]
+fn threads_change_no_bit() {
+    // Large enough that the ops and the median use several threads.
+    let config = CacheConfig {
+        center: CenterMode::Median,
+        max_tokens: 4096,
+        kv_heads: 8,
+        q_heads: 8,
+        layers: 1,
+        ..small_config()
+    };
+    let (k, v) = random_tokens(&mut Rng::new(12), &config, 1, 3000);
+    let q =
+        Dense::random(&mut Rng::new(13), Dist::Normal, DType::F32, Layout::TokensFirst.shape(1, 2, 8, 64));
+    let results = [1, 2, 7].map(|threads| {
+        let mut cache = Cache::new(&Context::cpu(threads).unwrap(), config.clone()).unwrap();
+        let id = cache.create().unwrap();
+        cache.append(Stream::NONE, 0, id, k.view(), v.view()).unwrap();
+        let mut out = Dense::poisoned(DType::F32, Layout::TokensFirst.shape(1, 2, 8, 96));
+        let args = CacheAttend {
+            layer: 0,
+            sequences: &[id],
+            q: q.view(),
+            scale: None,
+            softcap: None,
+            sliding_window: None,
+            out: out.view_mut(),
+            lse: None,
+        };
+        cache.attend(Stream::NONE, args).unwrap();
+        (cache.save(id).unwrap(), out.bytes.to_vec())
+    });
+    assert!(results[0] == results[1] && results[0] == results[2]);
+}
+
+#[test]
 fn attention_over_a_batch_of_different_lengths() {
     let mut rng = Rng::new(2);
     for center in [CenterMode::None, CenterMode::Median] {
@@ -59,7 +94,7 @@ fn attention_over_a_batch_of_different_lengths() {
             .collect();
         pair.model.assert_agrees(&pair.cache);
         for (batch, queries) in
-            [(&[5][..], 1), (&[5, 0, 3, 1], 1), (&[4, 2, 5], 7), (&[0, 1, 2, 3, 4, 5], 20)]
+            [(&[5][..], 1), (&[5, 0, 3, 1], 1), (&[4, 2, 5], 7), (&[3, 5], 0), (&[0, 1, 2, 3, 4, 5], 20)]
         {
             let batch: Vec<SequenceId> = batch.iter().map(|&i: &usize| ids[i]).collect();
             for layer in 0..config.layers {

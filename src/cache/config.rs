@@ -13,7 +13,8 @@ pub enum CenterMode {
     #[default]
     None,
     /// Each layer of a sequence subtracts the per-channel median of the first tokens it compresses (all tokens
-    /// compressed by the first call that compresses any).
+    /// compressed by the first call that compresses any). Of an even number of tokens it is the lower median, the
+    /// smaller of the two values in the middle, which the value type holds exactly.
     Median,
 }
 

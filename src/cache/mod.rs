@@ -11,6 +11,42 @@
 //! - window `[layers][max_sequences][window + group][kv_heads][head_dim]`, K and V; sinks likewise.
 //! - centres `[layers][max_sequences][kv_heads][head_dim]`, f32, if keys are centred.
 //! - one workspace for the attention of every layer.
+//!
+//! ```
+//! use half::f16;
+//! use mustafar::{Cache, CacheAttend, CacheConfig, Context, DType, Mem, MemMut, Shape, Stream, Tensor, TensorMut};
+//!
+//! // One layer, 4 query heads over 2 KV heads of 64 channels. A row of K keeps 32 values, a row of V 25.
+//! let config = CacheConfig::new(1, 4, 2, 64, 32, 25, 4096)?;
+//! let mut cache = Cache::new(&Context::cpu(1)?, config)?;
+//! let sequence = cache.create()?;
+//!
+//! // A prompt after prefill, or one token in a decode step.
+//! let prompt = vec![f16::ONE; 600 * 2 * 64];
+//! let prompt = Tensor::new("prompt", Mem::host(&prompt), DType::F16, Shape::contiguous(1, 600, 2, 64)?)?;
+//! cache.append(Stream::NONE, 0, sequence, prompt, prompt)?;
+//! // 4 sinks, 512 tokens in pages, 84 in the window.
+//! assert_eq!(cache.len(0, sequence)?, (600, 512));
+//!
+//! let (q, mut out) = (vec![0.1f32; 4 * 64], vec![0.0f32; 4 * 64]);
+//! let shape = Shape::contiguous(1, 1, 4, 64)?;
+//! cache.attend(
+//!     Stream::NONE,
+//!     CacheAttend {
+//!         layer: 0,
+//!         sequences: &[sequence],
+//!         q: Tensor::new("q", Mem::host(&q), DType::F32, shape)?,
+//!         scale: None,
+//!         softcap: None,
+//!         sliding_window: None,
+//!         out: TensorMut::new("out", MemMut::host(&mut out), DType::F32, shape)?,
+//!         lse: None,
+//!     },
+//! )?;
+//! // Equal magnitudes: the lower channels were kept, so channel 0 is 1 in every token.
+//! assert!((out[0] - 1.0).abs() < 1e-5);
+//! # Ok::<(), mustafar::Error>(())
+//! ```
 
 mod append;
 mod attend;
@@ -56,15 +92,17 @@ impl SequenceId {
 pub struct CacheBytes {
     /// All tokens of all live sequences and layers stored dense in the value types.
     pub dense_equivalent: usize,
-    /// Pages in use, every layer, K and V.
+    /// Pages in use, every layer, K and V; the last one of a sequence counts in full.
     pub pages: usize,
     /// Dense tokens in use: window and sinks.
     pub window: usize,
-    /// Memory the cache has allocated, used or not.
+    /// Memory the cache has allocated, used or not: pages, windows, sinks, centres and workspace. 0 for one sequence.
     pub allocated: usize,
 }
 
-/// See the module documentation. All calls take `&self` or `&mut self`; no locks.
+/// Pages, dense window and sinks of many layers and sequences; see the [module documentation](self).
+///
+/// All calls take `&self` or `&mut self`: there are no locks, and calls that change nothing may run concurrently.
 #[derive(Debug)]
 pub struct Cache {
     context: Context,
@@ -149,7 +187,11 @@ impl Cache {
     ///
     /// `k` and `v` are `[1, tokens, kv_heads, head_dim]` in the value types. After the call the newest R to
     /// R + group - 1 tokens are dense, however the tokens were split over calls. Every layer must receive the same
-    /// tokens; between layers of one step lengths may differ.
+    /// tokens; between layers of one step lengths may differ. The result does not depend on the split either, to
+    /// the bit, except through [`CenterMode::Median`], which looks at what the first compression takes.
+    ///
+    /// Of more than R tokens appended at once the oldest may already be compressed when [`Cache::attend`] runs:
+    /// prefill attends to its own dense tokens.
     ///
     /// # Errors
     /// Unknown sequence or layer, shapes, dtypes; [`crate::Error::CacheFull`] when pages run out. Nothing is appended
@@ -181,7 +223,9 @@ impl Cache {
         self.append_tokens(stream, layer, sequences, k, v)
     }
 
-    /// Attention of the newest query tokens of each sequence over everything appended to the layer.
+    /// Attention of the newest query tokens of each sequence over everything appended to the layer. A query that
+    /// would stand before the first token sees nothing: 0, and -inf as log-sum-exp. A sequence gives the same bits
+    /// alone and in any batch.
     ///
     /// # Errors
     /// Unknown or repeated sequence, layer, shapes, dtypes.
@@ -199,7 +243,7 @@ impl Cache {
         Ok((progress.tokens, progress.compressed))
     }
 
-    /// A new sequence with the same tokens. Full pages are shared, dense tokens copied.
+    /// A new sequence with the same tokens. Pages are shared, dense tokens and centres copied.
     ///
     /// # Errors
     /// Unknown sequence; [`crate::Error::CacheFull`].
@@ -219,7 +263,9 @@ impl Cache {
         Ok(id)
     }
 
-    /// Drops all tokens from position `len` on, in every layer. Tokens that were compressed stay compressed.
+    /// Drops all tokens from position `len` on, in every layer. Tokens that were compressed stay compressed, so the
+    /// window may hold fewer than R tokens, or none, until more are appended. A layer left without compressed tokens
+    /// forgets its centre.
     ///
     /// # Errors
     /// Unknown sequence; `len` above the length of some layer.
