@@ -238,9 +238,12 @@ mod tests {
     use super::*;
     use crate::reference::{self, Row};
 
-    /// Page bytes worked out by hand: (head_dim, page_tokens, keep at 0.7, uniform pages that keep 1, that many, half,
-    /// all; ragged pages with room for 0, 1, page_tokens * that many, all values).
-    const BYTES: [(usize, usize, usize, [usize; 4], [usize; 4]); 16] = [
+    /// head_dim, page_tokens, keep at 0.7; bytes of uniform pages that keep 1, that many, half, all; bytes of ragged
+    /// pages with room for 0, 1, page_tokens * that many, all values.
+    type Sizes = (usize, usize, usize, [usize; 4], [usize; 4]);
+
+    /// Worked out by hand.
+    const BYTES: [Sizes; 16] = [
         (64, 16, 20, [160, 768, 1152, 2176], [176, 192, 816, 2224]),
         (64, 32, 20, [320, 1536, 2304, 4352], [336, 352, 1616, 4432]),
         (64, 64, 20, [640, 3072, 4608, 8704], [656, 672, 3216, 8848]),

@@ -379,7 +379,7 @@ impl Model {
                     &what,
                     &out.row(0, t, h),
                     want,
-                    Tolerance { abs: 1e-3, rel: 1e-3, cosine: 1e-6 },
+                    Tolerance { abs: 1e-3, rel: 1e-3, smallest: 0.0, cosine: 1e-6 },
                 );
                 assert_close(&what, &lse.row(0, t, h), &[*want_lse], Tolerance::new(DType::F32, 10.0));
             }
