@@ -84,6 +84,16 @@ proptest! {
     }
 
     #[test]
+    fn non_finite_values_are_not_hidden(step in step(), few in 0..30usize) {
+        let lens = vec![few; step.lens.len()];
+        let scene = Scene::new(Step { dist: Dist::NonFinite, centers: 0, lens, ..step });
+        for context in contexts(&[1]) {
+            let (out, lse) = scene.run(&context);
+            scene.check_non_finite(&context.level().to_string(), &out, &lse);
+        }
+    }
+
+    #[test]
     fn threads_change_nothing(step in step()) {
         let scene = Scene::new(step);
         let (out, lse) = scene.run(&Context::cpu(1).unwrap());

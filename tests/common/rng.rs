@@ -76,11 +76,20 @@ pub enum Dist {
     Subnormal,
     /// Any 16-bit pattern, NaN and infinities among them.
     AnyBits,
+    /// Normal with a few NaN and infinities, as a diverging model produces.
+    NonFinite,
 }
 
 impl Dist {
-    pub const ALL: [Self; 6] =
-        [Self::Normal, Self::Outliers, Self::Ties, Self::Zeros, Self::Subnormal, Self::AnyBits];
+    pub const ALL: [Self; 7] = [
+        Self::Normal,
+        Self::Outliers,
+        Self::Ties,
+        Self::Zeros,
+        Self::Subnormal,
+        Self::AnyBits,
+        Self::NonFinite,
+    ];
 
     /// The ones without NaN and infinities, and tame enough for attention.
     pub const FINITE: [Self; 5] = [Self::Normal, Self::Outliers, Self::Ties, Self::Zeros, Self::Subnormal];
@@ -91,6 +100,10 @@ impl Dist {
         let sign = (rng.next() as u16) & 0x8000;
         match self {
             Self::Normal => round(rng.normal()),
+            Self::NonFinite if rng.chance(0.002) => {
+                round(*rng.pick(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY]))
+            }
+            Self::NonFinite => round(rng.normal()),
             Self::Outliers if c % 16 == 5 => round(30.0 + rng.normal()),
             Self::Outliers => round(rng.normal()),
             Self::Ties => round(rng.below(7) as f64 * 0.5 - 1.5),
