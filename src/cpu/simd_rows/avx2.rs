@@ -1,30 +1,28 @@
 //! The row primitives with AVX2, F16C and POPCNT. Semantics and preconditions: the functions of the parent module.
 
 use super::tables::{EXPAND, PACK};
-use super::{
-    GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, canonical_nan, portable, search,
-};
+use super::{Border, GROUP, Group, MAGNITUDE, MAX_DIM, Mask, canonical_nan, portable, search};
 use crate::dtype::DType;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,popcnt")]
-pub(super) fn select(row: &[u16], keep: u32, all_ties: bool) -> Mask {
+pub(super) fn border(row: &[u16], keep: u32) -> Border {
     // One instance per head_dim, so that the row stays in registers during the search (up to dim 128).
     match row.len() {
-        64 => select_n::<2>(row, keep, all_ties),
-        96 => select_n::<3>(row, keep, all_ties),
-        128 => select_n::<4>(row, keep, all_ties),
+        64 => border_n::<2>(row, keep),
+        96 => border_n::<3>(row, keep),
+        128 => border_n::<4>(row, keep),
         dim => {
             assert_eq!(dim, MAX_DIM, "row length");
-            select_n::<8>(row, keep, all_ties)
+            border_n::<8>(row, keep)
         }
     }
 }
 
 #[target_feature(enable = "avx2,popcnt")]
-fn select_n<const WORDS: usize>(row: &[u16], keep: u32, all_ties: bool) -> Mask {
+fn border_n<const WORDS: usize>(row: &[u16], keep: u32) -> Border {
     let magnitudes = magnitudes::<WORDS>(row);
-    search(MAGNITUDE_BITS, keep, all_ties, |least| at_least16(&magnitudes, least))
+    search(keep, |least| at_least(&magnitudes, least).count(), |least| at_least(&magnitudes, least))
 }
 
 #[target_feature(enable = "avx2")]
@@ -35,12 +33,12 @@ pub(super) fn select_channels(group: &Group, dim: usize, keep: i16) -> [Mask; GR
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) fn nonzero(row: &[u16]) -> Mask {
     match row.len() {
-        64 => at_least16(&magnitudes::<2>(row), 1),
-        96 => at_least16(&magnitudes::<3>(row), 1),
-        128 => at_least16(&magnitudes::<4>(row), 1),
+        64 => at_least(&magnitudes::<2>(row), 1),
+        96 => at_least(&magnitudes::<3>(row), 1),
+        128 => at_least(&magnitudes::<4>(row), 1),
         dim => {
             assert_eq!(dim, MAX_DIM, "row length");
-            at_least16(&magnitudes::<8>(row), 1)
+            at_least(&magnitudes::<8>(row), 1)
         }
     }
 }
@@ -64,9 +62,9 @@ fn magnitudes<const WORDS: usize>(row: &[u16]) -> [[__m256i; 2]; WORDS] {
 
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
-fn at_least16<const WORDS: usize>(magnitudes: &[[__m256i; 2]; WORDS], least: u32) -> Mask {
+fn at_least<const WORDS: usize>(magnitudes: &[[__m256i; 2]; WORDS], least: u16) -> Mask {
     // Signed "greater than least - 1": magnitudes have 15 bits, and least may be 0 or 0x8000 (above all).
-    let below = _mm256_set1_epi16((least as i32 - 1) as i16);
+    let below = _mm256_set1_epi16(least.wrapping_sub(1) as i16);
     let mut mask = Mask::default();
     for (word, pair) in mask.0.iter_mut().zip(magnitudes) {
         let low = _mm256_cmpgt_epi16(pair[0], below);
@@ -74,28 +72,6 @@ fn at_least16<const WORDS: usize>(magnitudes: &[[__m256i; 2]; WORDS], least: u32
         // packs works inside 128-bit lanes; the permutation puts channels back in order.
         let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(low, high));
         *word = _mm256_movemask_epi8(bytes) as u32;
-    }
-    mask
-}
-
-#[target_feature(enable = "avx2,popcnt")]
-pub(super) fn select_keys(keys: &[u32], keep: u32) -> Mask {
-    search(KEY_BITS, keep, false, |least| at_least32(keys, least))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,popcnt")]
-fn at_least32(keys: &[u32], least: u32) -> Mask {
-    // Signed, as above: keys have 31 bits, and least may be 2^31, which becomes i32::MAX: above all.
-    let below = _mm256_set1_epi32(least.wrapping_sub(1) as i32);
-    let mut mask = Mask::default();
-    for (word, keys) in mask.0.iter_mut().zip(keys.chunks_exact(32)) {
-        for (i, keys) in keys.chunks_exact(8).enumerate() {
-            // SAFETY: `keys` is 8 values of 4 bytes.
-            let keys = unsafe { _mm256_loadu_si256(keys.as_ptr().cast()) };
-            let above = _mm256_castsi256_ps(_mm256_cmpgt_epi32(keys, below));
-            *word |= (_mm256_movemask_ps(above) as u32) << (8 * i);
-        }
     }
     mask
 }

@@ -2,38 +2,42 @@
 //! module.
 
 pub(super) use super::avx2::{narrow, widen};
-use super::{GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, portable, search};
+use super::{Border, GROUP, Group, MAGNITUDE, MAX_DIM, Mask, portable, search};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f,avx512bw,popcnt")]
-pub(super) fn select(row: &[u16], keep: u32, all_ties: bool) -> Mask {
+pub(super) fn border(row: &[u16], keep: u32) -> Border {
     // One instance per head_dim, so that the row stays in registers during the search.
     match row.len() {
-        64 => select_n::<2>(row, keep, all_ties),
-        96 => select_n::<3>(row, keep, all_ties),
-        128 => select_n::<4>(row, keep, all_ties),
+        64 => border_n::<2>(row, keep),
+        96 => border_n::<3>(row, keep),
+        128 => border_n::<4>(row, keep),
         dim => {
             assert_eq!(dim, MAX_DIM, "row length");
-            select_n::<8>(row, keep, all_ties)
+            border_n::<8>(row, keep)
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,popcnt")]
-fn select_n<const WORDS: usize>(row: &[u16], keep: u32, all_ties: bool) -> Mask {
+fn border_n<const WORDS: usize>(row: &[u16], keep: u32) -> Border {
     let clear_sign = _mm512_set1_epi16(MAGNITUDE as i16);
     let mut magnitudes = [clear_sign; WORDS];
     for (magnitudes, row) in magnitudes.iter_mut().zip(row.chunks_exact(32)) {
         *magnitudes = _mm512_and_si512(load32(row), clear_sign);
     }
-    search(MAGNITUDE_BITS, keep, all_ties, |least| {
-        let least = _mm512_set1_epi16(least as i16);
-        let mut mask = Mask::default();
-        for (word, magnitudes) in mask.0.iter_mut().zip(magnitudes) {
-            *word = _mm512_cmpge_epu16_mask(magnitudes, least);
-        }
-        mask
-    })
+    search(keep, |least| at_least(&magnitudes, least).count(), |least| at_least(&magnitudes, least))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,popcnt")]
+fn at_least<const WORDS: usize>(magnitudes: &[__m512i; WORDS], least: u16) -> Mask {
+    let least = _mm512_set1_epi16(least as i16);
+    let mut mask = Mask::default();
+    for (word, magnitudes) in mask.0.iter_mut().zip(magnitudes) {
+        *word = _mm512_cmpge_epu16_mask(*magnitudes, least);
+    }
+    mask
 }
 
 /// 32 values of a row.
@@ -57,22 +61,6 @@ pub(super) fn nonzero(row: &[u16]) -> Mask {
         *word = _mm512_test_epi16_mask(load32(row), _mm512_set1_epi16(MAGNITUDE as i16));
     }
     mask
-}
-
-#[target_feature(enable = "avx512f,avx512bw,popcnt")]
-pub(super) fn select_keys(keys: &[u32], keep: u32) -> Mask {
-    search(KEY_BITS, keep, false, |least| {
-        let least = _mm512_set1_epi32(least as i32);
-        let mut mask = Mask::default();
-        for (word, keys) in mask.0.iter_mut().zip(keys.chunks_exact(32)) {
-            for (i, keys) in keys.chunks_exact(16).enumerate() {
-                // SAFETY: `keys` is 16 values of 4 bytes.
-                let keys = unsafe { _mm512_loadu_si512(keys.as_ptr().cast()) };
-                *word |= u32::from(_mm512_cmpge_epu32_mask(keys, least)) << (16 * i);
-            }
-        }
-        mask
-    })
 }
 
 /// Mask of the `n` low lanes of 32.

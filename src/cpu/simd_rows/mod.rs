@@ -30,9 +30,6 @@ pub(crate) type Group = [[u16; MAX_DIM]; GROUP];
 const MAGNITUDE: u16 = 0x7fff;
 const MAGNITUDE_BITS: u32 = 15;
 
-/// Bits of a selection key (the bits of a non-negative f32).
-const KEY_BITS: u32 = 31;
-
 /// What a NaN becomes when it is rounded to 16 bits. Processors disagree about the other bits of a NaN.
 fn canonical_nan(dtype: DType) -> u16 {
     match dtype {
@@ -52,6 +49,13 @@ impl Mask {
         for (word, b) in mask.0.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         }
+        mask
+    }
+
+    /// The `n` lowest channels.
+    fn first(n: usize) -> Self {
+        let mut mask = Self::default();
+        mask.0[..n / 32].fill(u32::MAX);
         mask
     }
 
@@ -79,40 +83,52 @@ impl Mask {
     }
 }
 
-/// Finds the channels of the `keep` largest keys; `at_least(k)` gives the channels whose key is k or more, and
-/// keys have `bits` bits. Of equal keys at the border the lower channels are taken, or all with `all_ties`.
+/// Where the border between kept and dropped channels falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Border {
+    /// At least `keep` channels: those of the border's value and above.
+    at_least: Mask,
+    /// At most `keep` channels: those above the border's value. Equal to `at_least` where that is exactly `keep`.
+    above: Mask,
+}
+
+impl Border {
+    /// Exactly `keep` channels: of those at the border's value the lower ones.
+    #[inline]
+    fn without_surplus(self, keep: u32) -> Mask {
+        let mut mask = self.at_least;
+        let mut surplus = mask.count() - keep;
+        for (word, above) in mask.0.iter_mut().zip(self.above.0).rev() {
+            while surplus > 0 && *word & !above != 0 {
+                *word ^= 1 << (*word & !above).ilog2();
+                surplus -= 1;
+            }
+        }
+        mask
+    }
+}
+
+/// Finds the border of the `keep` largest of a row's 15-bit values. `count(v)` says how many channels have v or
+/// more, `at_least(v)` which.
 ///
-/// Binary search for the largest threshold that still keeps enough; it ends early once a threshold separates
-/// exactly `keep`, which makes ties irrelevant.
+/// Binary search for the largest value that keeps enough; it ends early once a value separates exactly `keep`,
+/// which makes ties irrelevant.
 #[inline(always)]
-fn search(bits: u32, keep: u32, all_ties: bool, at_least: impl Fn(u32) -> Mask) -> Mask {
-    let mut threshold = 0;
-    for bit in (0..bits).rev() {
-        let candidate = threshold | 1 << bit;
-        let count = at_least(candidate).count();
+fn search(keep: u32, count: impl Fn(u16) -> u32, at_least: impl Fn(u16) -> Mask) -> Border {
+    let mut value = 0;
+    for bit in (0..MAGNITUDE_BITS).rev() {
+        let candidate = value | 1 << bit;
+        let count = count(candidate);
         if count >= keep {
-            threshold = candidate;
+            value = candidate;
         }
         if count == keep {
             break;
         }
     }
-    let mut mask = at_least(threshold);
-    let surplus = mask.count().saturating_sub(keep);
-    if surplus > 0 && !all_ties {
-        drop_ties(&mut mask, &at_least(threshold + 1), surplus);
-    }
-    mask
-}
-
-/// Clears the `surplus` highest channels that are in `mask` and not in `above`.
-fn drop_ties(mask: &mut Mask, above: &Mask, mut surplus: u32) {
-    for (word, above) in mask.0.iter_mut().zip(above.0).rev() {
-        while surplus > 0 && *word & !above != 0 {
-            *word ^= 1 << (*word & !above).ilog2();
-            surplus -= 1;
-        }
-    }
+    let mask = at_least(value);
+    let exact = mask.count() == keep;
+    Border { at_least: mask, above: if exact { mask } else { at_least(value + 1) } }
 }
 
 /// Calls the same function of the module of `$level`.
@@ -138,13 +154,38 @@ fn check_dim(dim: usize) {
 /// them are kept, so that the count may exceed `keep`.
 pub(crate) fn select(level: Level, row: &[u16], keep: usize, all_ties: bool) -> Mask {
     check_dim(row.len());
-    dispatch!(level, select(row, keep as u32, all_ties))
+    let border = dispatch!(level, border(row, keep as u32));
+    if all_ties { border.at_least } else { border.without_surplus(keep as u32) }
 }
 
 /// The channels of the `keep` largest keys below 2^31; ties go to the lower channel.
+///
+/// Ranks 15 bits of the keys at a time, from the top; channels that tie there are told apart by the next bits.
 pub(crate) fn select_keys(level: Level, keys: &[u32], keep: usize) -> Mask {
     check_dim(keys.len());
-    dispatch!(level, select_keys(keys, keep as u32))
+    let keep = keep as u32;
+    let (mut above, mut tied) = (Mask::default(), Mask::first(keys.len()));
+    let mut digits = [0u16; MAX_DIM];
+    let digits = &mut digits[..keys.len()];
+    for shift in [16, 1, 0] {
+        for (digit, key) in digits.iter_mut().zip(keys) {
+            *digit = (key >> shift) as u16 & if shift == 0 { 1 } else { MAGNITUDE };
+        }
+        // Channels that are decided take no part.
+        dispatch!(level, zero_dropped(digits, &tied));
+        let border = dispatch!(level, border(digits, keep - above.count()));
+        for (i, (above, tied)) in above.0.iter_mut().zip(&mut tied.0).enumerate() {
+            *above |= border.above.0[i] & *tied;
+            *tied &= border.at_least.0[i] & !border.above.0[i];
+        }
+        if above.count() == keep {
+            return above;
+        }
+    }
+    for (tied, above) in tied.0.iter_mut().zip(above.0) {
+        *tied |= above;
+    }
+    Border { at_least: tied, above }.without_surplus(keep)
 }
 
 /// Channel direction: for each channel the tokens of the `keep` largest magnitudes, the older of equal ones.

@@ -1,22 +1,23 @@
 //! The row primitives in plain Rust: the definition the SIMD versions are tested against.
 
-use super::{GROUP, Group, KEY_BITS, MAGNITUDE, MAGNITUDE_BITS, Mask, search};
+use super::{Border, GROUP, Group, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, search};
 use crate::dtype::DType;
 use half::{bf16, f16};
 
-pub(super) fn select(row: &[u16], keep: u32, all_ties: bool) -> Mask {
-    let magnitude = |c: usize| u32::from(row[c] & MAGNITUDE);
-    search(MAGNITUDE_BITS, keep, all_ties, |least| at_least(row.len(), least, magnitude))
+pub(super) fn border(row: &[u16], keep: u32) -> Border {
+    let mut magnitudes = [0; MAX_DIM];
+    let magnitudes = &mut magnitudes[..row.len()];
+    magnitudes.iter_mut().zip(row).for_each(|(m, x)| *m = x & MAGNITUDE);
+    // Sums of 32 in 16 bits, which compilers turn into vector code.
+    let count_32 = |row: &[u16], least| row.iter().map(|x| u16::from(*x >= least)).sum::<u16>();
+    let count = |least| magnitudes.chunks_exact(32).map(|row| u32::from(count_32(row, least))).sum();
+    search(keep, count, |least| at_least(magnitudes, least))
 }
 
-pub(super) fn select_keys(keys: &[u32], keep: u32) -> Mask {
-    search(KEY_BITS, keep, false, |least| at_least(keys.len(), least, |c| keys[c]))
-}
-
-fn at_least(dim: usize, least: u32, key: impl Fn(usize) -> u32) -> Mask {
+fn at_least(magnitudes: &[u16], least: u16) -> Mask {
     let mut mask = Mask::default();
-    for c in 0..dim {
-        mask.0[c / 32] |= u32::from(key(c) >= least) << (c % 32);
+    for (word, magnitudes) in mask.0.iter_mut().zip(magnitudes.chunks_exact(32)) {
+        *word = magnitudes.iter().enumerate().fold(0, |bits, (c, m)| bits | u32::from(*m >= least) << c);
     }
     mask
 }
@@ -66,7 +67,11 @@ pub(super) fn select_channels(group: &Group, dim: usize, keep: i16) -> [Mask; GR
 }
 
 pub(super) fn nonzero(row: &[u16]) -> Mask {
-    at_least(row.len(), 1, |c| u32::from(row[c] & MAGNITUDE))
+    let mut mask = Mask::default();
+    for (word, row) in mask.0.iter_mut().zip(row.chunks_exact(32)) {
+        *word = row.iter().enumerate().fold(0, |bits, (c, x)| bits | u32::from(x & MAGNITUDE != 0) << c);
+    }
+    mask
 }
 
 pub(super) fn pack(row: &[u16], mask: &Mask, out: &mut [u8]) {
