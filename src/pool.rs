@@ -191,6 +191,8 @@ impl PagePoolMut<'_> {
     pub(crate) fn pages_mut(&mut self, argument: &'static str) -> Result<PagesMut<'_>> {
         let (address, bytes, place) = (self.mem.address(), self.mem.bytes(), self.mem.place());
         mem::check::<u8>(address, bytes, place, argument, self.layout.extent(argument)?)?;
+        // Again, since `layout` is a public field.
+        self.layout.check(argument, address, bytes)?;
         Ok(PagesMut { first: address as *mut u8, layout: self.layout, _life: PhantomData })
     }
 }
@@ -223,7 +225,7 @@ pub(crate) struct PagesMut<'a> {
 // SAFETY: a `PagesMut` is a `&mut` to the pages it describes.
 unsafe impl Send for PagesMut<'_> {}
 
-impl PagesMut<'_> {
+impl<'a> PagesMut<'a> {
     /// The bytes of one page. Panics outside the pool.
     pub(crate) fn page_mut(&mut self, page: usize, head: usize) -> &mut [u8] {
         assert!(page < self.layout.num_pages && head < self.layout.kv_heads, "page out of range");
@@ -235,6 +237,17 @@ impl PagesMut<'_> {
                 self.layout.format.page_bytes(),
             )
         }
+    }
+
+    /// Ranges of `n` heads, each with its first head.
+    pub(crate) fn head_ranges(self, n: usize) -> impl Iterator<Item = (usize, Self)> + Send {
+        let heads = self.layout.kv_heads;
+        let mut rest = Some(self);
+        (0..heads).step_by(n.max(1)).filter_map(move |first| {
+            let (range, after) = rest.take()?.split_heads(n.min(heads - first));
+            rest = Some(after);
+            Some((first, range))
+        })
     }
 
     /// Heads before `h`, and those from `h` on.

@@ -85,6 +85,17 @@ impl Shape {
         true
     }
 
+    fn check_disjoint(&self, argument: &'static str) -> Result<()> {
+        if self.extent(argument)? > 0 && !self.rows_are_disjoint() {
+            return Err(Error::invalid(
+                argument,
+                format!("strided {}/{}/{}", self.batch_stride, self.token_stride, self.head_stride),
+                "strides under which no two rows overlap",
+            ));
+        }
+        Ok(())
+    }
+
     fn check(&self, argument: &'static str, dtype: DType, address: u64, bytes: usize) -> Result<()> {
         let needed = self.extent(argument)?.checked_mul(dtype.bytes()).ok_or(Error::Overflow { argument })?;
         if needed > 0 && address == 0 {
@@ -133,13 +144,7 @@ impl<'a> TensorMut<'a> {
     /// As [`Tensor::new`]; also refuses strides that make rows overlap.
     pub fn new(argument: &'static str, mem: MemMut<'a>, dtype: DType, shape: Shape) -> Result<Self> {
         shape.check(argument, dtype, mem.address(), mem.bytes())?;
-        if shape.extent(argument)? > 0 && !shape.rows_are_disjoint() {
-            return Err(Error::invalid(
-                argument,
-                format!("strided {}/{}/{}", shape.batch_stride, shape.token_stride, shape.head_stride),
-                "strides under which no two rows overlap",
-            ));
-        }
+        shape.check_disjoint(argument)?;
         Ok(Self { mem, dtype, shape })
     }
 }
@@ -184,6 +189,8 @@ impl TensorMut<'_> {
         debug_assert_eq!(size_of::<T>(), self.dtype.bytes());
         let (address, bytes, place) = (self.mem.address(), self.mem.bytes(), self.mem.place());
         mem::check::<T>(address, bytes, place, argument, self.shape.extent(argument)?)?;
+        // Again, since `shape` is a public field.
+        self.shape.check_disjoint(argument)?;
         Ok(RowsMut { first: address as *mut T, shape: self.shape, _life: PhantomData })
     }
 }
@@ -249,6 +256,37 @@ impl<'a, T: Element> RowsMut<'a, T> {
             (Shape { heads: h, ..self.shape }, Shape { heads: self.shape.heads - h, ..self.shape });
         let offset = h * self.shape.head_stride;
         self.split(low, high, offset)
+    }
+
+    /// Each sequence, as a batch of 1.
+    pub(crate) fn sequences(self) -> impl Iterator<Item = Self> + Send {
+        self.pieces(1, |shape| shape.batch, Self::split_batch)
+    }
+
+    /// Each head of every sequence and token.
+    pub(crate) fn heads(self) -> impl Iterator<Item = Self> + Send {
+        self.pieces(1, |shape| shape.heads, Self::split_heads)
+    }
+
+    /// Consecutive tokens of every sequence, `tokens` at a time.
+    pub(crate) fn chunks(self, tokens: usize) -> impl Iterator<Item = Self> + Send {
+        self.pieces(tokens, |shape| shape.tokens, Self::split_tokens)
+    }
+
+    fn pieces(
+        self,
+        size: usize,
+        left: fn(&Shape) -> usize,
+        split: fn(Self, usize) -> (Self, Self),
+    ) -> impl Iterator<Item = Self> + Send {
+        let mut rest = Some(self);
+        std::iter::from_fn(move || {
+            let rows = rest.take()?;
+            let left = left(&rows.shape);
+            let (piece, after) = split(rows, size.min(left));
+            rest = Some(after);
+            (left > 0).then_some(piece)
+        })
     }
 
     fn split(self, low: Shape, high: Shape, offset: usize) -> (Self, Self) {

@@ -8,7 +8,6 @@ use crate::format::PageFormat;
 use crate::ops::check::HostCenter;
 use crate::pool::PagesMut;
 use crate::tensor::Rows;
-use std::ops::Range;
 
 /// K or V: what is read.
 #[derive(Debug, Clone, Copy)]
@@ -29,32 +28,28 @@ pub(crate) struct Targets<'a> {
     pub(crate) sequence: &'a [i32],
 }
 
+/// What one side reads, and the pages it writes.
+pub(crate) type Side<'a> = (Source<'a>, PagesMut<'a>);
+
 /// Threads take ranges of heads: tokens of one head may share a slot, and the later one must win.
-pub(crate) fn append(context: &Context, sides: Vec<(Source<'_>, PagesMut<'_>)>, targets: Targets<'_>) {
-    let bytes = sides.iter().map(|(source, _)| {
-        let shape = source.x.shape;
-        targets.slots.len().saturating_mul(shape.heads * shape.dim * 2)
+pub(crate) fn append(context: &Context, k: Option<Side<'_>>, v: Option<Side<'_>>, targets: Targets<'_>) {
+    let bytes =
+        |(source, _): &Side<'_>| source.x.shape.tokens * source.x.shape.heads * source.x.shape.dim * 2;
+    let traffic = k.iter().chain(&v).map(bytes).sum();
+    let threads = parallel::useful_threads(context.threads(), traffic);
+    let parts = k.into_iter().chain(v).flat_map(|(source, pages)| {
+        let share = pages.layout.kv_heads.div_ceil(threads);
+        pages.head_ranges(share).map(move |(first, pages)| (source, first, pages))
     });
-    let threads = parallel::useful_threads(context.threads(), bytes.sum());
-    let mut parts = Vec::new();
-    for (source, mut pages) in sides {
-        let heads = pages.layout.kv_heads;
-        let share = heads.div_ceil(threads).max(1);
-        for first in (0..heads).step_by(share) {
-            let (part, rest) = pages.split_heads(share.min(heads - first));
-            parts.push((source, first..first + part.layout.kv_heads, part));
-            pages = rest;
-        }
-    }
-    parallel::for_each(threads, parts, |(source, heads, pages)| {
-        append_heads(context, &source, heads, pages, targets);
+    parallel::for_each(threads, parts, |(source, first_head, pages)| {
+        append_heads(context, &source, first_head, pages, targets);
     });
 }
 
 fn append_heads(
     context: &Context,
     source: &Source<'_>,
-    heads: Range<usize>,
+    first_head: usize,
     mut pages: PagesMut<'_>,
     targets: Targets<'_>,
 ) {
@@ -65,7 +60,7 @@ fn append_heads(
         let Ok(slot) = usize::try_from(slot) else { continue };
         let (page, offset) = (slot / format.page_tokens(), slot % format.page_tokens());
         let sequence = targets.sequence.get(token).map_or(0, |&b| b as usize);
-        for head in heads.clone() {
+        for (i, head) in (first_head..).take(pages.layout.kv_heads).enumerate() {
             let mut row = source.x.row(0, token, head);
             if let Some(center) = &source.center {
                 subtract_center(level, dtype, row, center.row(sequence, head), &mut shifted[..dim]);
@@ -73,7 +68,7 @@ fn append_heads(
             }
             let weights = source.weights.map(|w| &w[head * dim..][..dim]);
             let mask = select(level, dtype, row, weights, source.keep);
-            let page = pages.page_mut(page, head - heads.start);
+            let page = pages.page_mut(page, i);
             let (bitmap, values) = uniform_row(&format, page, offset, source.keep);
             mask.write(bitmap);
             simd::pack(level, row, &mask, values);

@@ -7,6 +7,7 @@ use crate::format::PageFormat;
 use crate::pool::PagesMut;
 use crate::tensor::Rows;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// What is read.
 #[derive(Debug, Clone, Copy)]
@@ -43,33 +44,46 @@ impl Source<'_> {
     }
 }
 
-/// Values of each page, `[pages, heads]`.
-pub(crate) fn count(context: &Context, source: Source<'_>, pages: usize) -> Vec<u32> {
-    let heads = source.x.shape.heads;
-    let mut counts = vec![0; pages * heads];
-    let of_pages = counts.chunks_exact_mut(heads.max(1)).enumerate().collect();
-    parallel::for_each(source.threads(context), of_pages, |(i, counts): (usize, &mut [u32])| {
-        for token in source.tokens(i) {
-            for (head, count) in counts.iter_mut().enumerate() {
-                *count += source.mask(context, token, head).count();
+/// Counts the values of each page into `needed`, `[pages, heads]`, if it is given. Returns the first page and head
+/// that hold more than `capacity`, and how many.
+pub(crate) fn count(
+    context: &Context,
+    source: Source<'_>,
+    needed: Option<&mut [u32]>,
+    capacity: usize,
+) -> Option<(usize, usize, usize)> {
+    let shape = source.x.shape;
+    let overflow = Mutex::new(None);
+    let mut needed = needed;
+    let pages = (0..shape.tokens.div_ceil(source.page_tokens)).map(move |i| {
+        let of_page = needed.take().map(|all| {
+            let (of_page, rest) = all.split_at_mut(shape.heads);
+            needed = Some(rest);
+            of_page
+        });
+        (i, of_page)
+    });
+    parallel::for_each(source.threads(context), pages, |(i, mut needed)| {
+        for head in 0..shape.heads {
+            let count = source.tokens(i).map(|token| source.mask(context, token, head).count()).sum::<u32>();
+            if let Some(needed) = &mut needed {
+                needed[head] = count;
+            }
+            if count as usize > capacity {
+                let mut first = overflow.lock().unwrap_or_else(PoisonError::into_inner);
+                let this = (i, head, count as usize);
+                *first = Some(first.map_or(this, |first: (usize, usize, usize)| first.min(this)));
             }
         }
     });
-    counts
+    overflow.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes the pages, whose rows have been found to fit. Threads take ranges of heads.
 pub(crate) fn compress(context: &Context, source: Source<'_>, pages: &[i32], pool: PagesMut<'_>) {
     let threads = source.threads(context);
-    let heads = pool.layout.kv_heads;
-    let share = heads.div_ceil(threads).max(1);
-    let mut pool = Some(pool);
-    let parts = (0..heads).step_by(share).filter_map(move |first| {
-        let (part, rest) = pool.take()?.split_heads(share.min(heads - first));
-        pool = Some(rest);
-        Some((first, part))
-    });
-    parallel::for_each(threads, parts.collect(), |(first_head, mut part): (usize, PagesMut<'_>)| {
+    let share = pool.layout.kv_heads.div_ceil(threads);
+    parallel::for_each(threads, pool.head_ranges(share), |(first_head, mut part)| {
         let format = part.layout.format;
         for (i, &page) in pages.iter().enumerate() {
             for head in 0..part.layout.kv_heads {

@@ -94,7 +94,7 @@ fn rows<T: Element>(
     let tokens: usize = (0..sequences.batch).flat_map(lens).sum();
     let threads = parallel::useful_threads(context.threads(), tokens * out.shape.dim * size_of::<T>());
     let chunk = if threads == 1 { usize::MAX } else { CHUNK };
-    parallel::for_each(threads, parts(out, &sequences, chunk), |mut part| {
+    parallel::for_each(threads, parts(out, sequences, chunk), |mut part| {
         let center = center.map(|c| c.row(part.sequence, part.head));
         for i in 0..part.out.shape.tokens {
             let token = part.first + i;
@@ -115,28 +115,14 @@ struct Part<'a, T> {
 
 fn parts<'a, T: Element>(
     out: RowsMut<'a, T>,
-    sequences: &HostSequences<'_>,
+    sequences: HostSequences<'a>,
     chunk: usize,
-) -> Vec<Part<'a, T>> {
-    let mut parts = Vec::new();
-    let mut batches = out;
-    for sequence in 0..sequences.batch {
-        let (mut heads, rest) = batches.split_batch(1);
-        batches = rest;
-        for head in 0..sequences.kv_heads {
-            let (one, rest) = heads.split_heads(1);
-            heads = rest;
-            let len = sequences.len(sequence, head);
-            let (mut tokens, _) = one.split_tokens(len);
-            let mut first = 0;
-            while first < len {
-                let (out, rest) = tokens.split_tokens(chunk.min(len - first));
-                tokens = rest;
-                let part = Part { sequence, head, first, out };
-                first += part.out.shape.tokens;
-                parts.push(part);
-            }
-        }
-    }
-    parts
+) -> impl Iterator<Item = Part<'a, T>> + Send {
+    out.sequences().enumerate().flat_map(move |(sequence, rows)| {
+        rows.heads().enumerate().flat_map(move |(head, rows)| {
+            let (used, _) = rows.split_tokens(sequences.len(sequence, head));
+            let chunks = used.chunks(chunk).enumerate();
+            chunks.map(move |(i, out)| Part { sequence, head, first: i * chunk, out })
+        })
+    })
 }

@@ -18,7 +18,7 @@ pub(crate) fn median(threads: usize, argument: &'static str, parts: &[Tensor<'_>
     let mut medians = vec![0.0; heads * dim];
     // Every element is counted twice.
     let threads = parallel::useful_threads(threads, 2 * tokens * heads * dim * dtype.bytes());
-    let items = medians.chunks_mut(dim).enumerate().collect();
+    let items = medians.chunks_mut(dim).enumerate();
     parallel::for_each(threads, items, |(head, out)| fill(&rows, head, (tokens - 1) / 2, dtype, out));
     Ok(medians)
 }

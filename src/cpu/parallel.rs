@@ -1,5 +1,6 @@
 //! Threads of one op: started when it runs, gone when it returns.
 
+use std::iter;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -11,26 +12,15 @@ pub(crate) fn useful_threads(threads: usize, bytes: usize) -> usize {
     (bytes / MIN_BYTES_PER_THREAD).clamp(1, threads)
 }
 
-/// Runs `work` on every item, with up to `threads` threads including the caller's. Threads take items from one
-/// queue, so what an item does must not depend on the others. Where the system refuses a thread, the others do
-/// its work.
-pub(crate) fn for_each<T: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) + Sync) {
-    let extra = threads.min(items.len()).saturating_sub(1);
-    let queue = Mutex::new(items.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let drain = || {
-        while let Some(item) = next() {
-            work(item);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..extra {
-            if thread::Builder::new().spawn_scoped(scope, drain).is_err() {
-                break;
-            }
-        }
-        drain();
-    });
+/// Runs `work` on every item, with up to `threads` threads including the caller's: [`drain`] without states. What
+/// an item does must not depend on the others.
+pub(crate) fn for_each<I>(threads: usize, items: I, work: impl Fn(I::Item) + Sync)
+where
+    I: IntoIterator<IntoIter: Send, Item: Send>,
+{
+    let items = items.into_iter();
+    let most = items.size_hint().1.unwrap_or(usize::MAX);
+    drain(iter::repeat_n((), threads.min(most).max(1)), items, |(), item| work(item));
 }
 
 /// Runs `work` on every item of `queue`, one thread per element of `states` (the caller's included). Each thread
@@ -49,8 +39,11 @@ pub(crate) fn drain<S: Send, T: Send>(
             work(&mut state, item);
         }
     };
-    let mut states = states;
+    let mut states = states.peekable();
     let Some(mine) = states.next() else { return };
+    if states.peek().is_none() {
+        return run(mine);
+    }
     thread::scope(|scope| {
         for state in states {
             let run = &run;
@@ -90,7 +83,7 @@ mod tests {
         for threads in [1, 2, 3, 8, 50] {
             for n in [0, 1, 2, 7, 33] {
                 let seen = Mutex::new(Vec::new());
-                for_each(threads, (0..n).collect(), |i| seen.lock().expect("no panic").push(i));
+                for_each(threads, 0..n, |i| seen.lock().expect("no panic").push(i));
                 let mut seen = seen.into_inner().expect("no panic");
                 seen.sort_unstable();
                 assert_eq!(seen, (0..n).collect::<Vec<i32>>());

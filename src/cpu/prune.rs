@@ -26,8 +26,7 @@ pub(crate) fn prune(context: &Context, rule: Rule<'_>, x: RowsMut<'_, u16>, mask
     let shape = x.shape;
     let bytes = shape.batch * shape.tokens * shape.heads * shape.dim * 2;
     let threads = parallel::useful_threads(context.threads(), bytes);
-    let parts = parts(x, mask).collect();
-    parallel::for_each(threads, parts, |mut part: Part<'_>| match rule.selection {
+    parallel::for_each(threads, parts(x, mask), |mut part| match rule.selection {
         Selection::Channel { keep } => part.prune_channels(context.level(), keep),
         _ => part.prune_tokens(context.level(), &rule),
     });
@@ -42,22 +41,7 @@ struct Part<'a> {
 fn parts<'a>(x: RowsMut<'a, u16>, mask: Option<&'a mut [u8]>) -> impl Iterator<Item = Part<'a>> + Send {
     let shape = x.shape;
     let mut mask = mask;
-    let mut batches = Some(x);
-    let sequences = std::iter::from_fn(move || {
-        let (one, rest) = batches.take().filter(|x| x.shape.batch > 0)?.split_batch(1);
-        batches = Some(rest);
-        Some(one)
-    });
-    let chunks = sequences.flat_map(|sequence| {
-        let mut tokens = Some(sequence);
-        std::iter::from_fn(move || {
-            let left = tokens.take().filter(|x| x.shape.tokens > 0)?;
-            let n = CHUNK.min(left.shape.tokens);
-            let (chunk, rest) = left.split_tokens(n);
-            tokens = Some(rest);
-            Some(chunk)
-        })
-    });
+    let chunks = x.sequences().flat_map(|sequence| sequence.chunks(CHUNK));
     chunks.map(move |x| {
         let bytes = x.shape.tokens * shape.heads * (shape.dim / 8);
         let mask_of_chunk = mask.take().map(|all| {

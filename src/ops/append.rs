@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::mem::Mem;
 use crate::ops::attend::Center;
 use crate::ops::check::{self, HostCenter};
-use crate::pool::{PagePoolMut, PagesMut};
+use crate::pool::PagePoolMut;
 use crate::tensor::Tensor;
 
 /// One side (K or V) of an [`Append`].
@@ -51,14 +51,9 @@ pub fn append(context: &Context, stream: Stream, mut args: Append<'_>) -> Result
         Backend::Cpu => {
             let slots = host_slots(&args)?;
             let sequence = host_sequence(&args, slots)?;
-            let mut sides = Vec::new();
-            if let Some(side) = &mut args.k {
-                sides.push(host_side(side, &K)?);
-            }
-            if let Some(side) = &mut args.v {
-                sides.push(host_side(side, &V)?);
-            }
-            cpu::append(context, sides, cpu::Targets { slots, sequence });
+            let k = args.k.as_mut().map(|side| host_side(side, &K)).transpose()?;
+            let v = args.v.as_mut().map(|side| host_side(side, &V)).transpose()?;
+            cpu::append(context, k, v, cpu::Targets { slots, sequence });
             Ok(())
         }
     }
@@ -175,7 +170,7 @@ fn host_sequence<'a>(args: &Append<'a>, slots: &[i64]) -> Result<&'a [i32]> {
     Ok(sequence)
 }
 
-fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<(cpu::Source<'s>, PagesMut<'s>)> {
+fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<cpu::Side<'s>> {
     let layout = side.pool.layout;
     let (heads, dim) = (layout.kv_heads, layout.format.head_dim());
     let source = cpu::Source {

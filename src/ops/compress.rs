@@ -50,23 +50,12 @@ pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Re
             let needed =
                 args.needed.as_mut().map(|needed| needed.slice_mut("needed", needed_len)).transpose()?;
 
-            let counts = cpu::count(context, source, pages.len());
-            if let Some(needed) = needed {
-                needed.copy_from_slice(&counts);
-            }
             let capacity = layout.format.capacity();
-            match counts.iter().position(|count| *count as usize > capacity) {
-                Some(i) => Err(Error::PageOverflow {
-                    page: i / layout.kv_heads,
-                    head: i % layout.kv_heads,
-                    needed: counts[i] as usize,
-                    capacity,
-                }),
-                None => {
-                    cpu::compress(context, source, pages, pool);
-                    Ok(())
-                }
+            if let Some((page, head, needed)) = cpu::count(context, source, needed, capacity) {
+                return Err(Error::PageOverflow { page, head, needed, capacity });
             }
+            cpu::compress(context, source, pages, pool);
+            Ok(())
         }
     }
 }
