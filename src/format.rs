@@ -192,7 +192,8 @@ impl PageFormat {
         let damaged = |reason| Err(Error::CorruptData { what: "page", reason });
         let row_bytes = self.bitmap_row_bytes();
         let count = |row: usize| -> usize {
-            page[row * row_bytes..][..row_bytes].iter().map(|b| b.count_ones() as usize).sum()
+            let words = page[row * row_bytes..][..row_bytes].chunks_exact(4);
+            words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]).count_ones() as usize).sum()
         };
         match self.rows {
             Rows::Uniform { keep } => {

@@ -345,6 +345,20 @@ fn bad_weights_and_centers() {
 }
 
 #[test]
+fn pages_that_overlap_are_refused() {
+    // Not when the pool is made, but through its public layout afterwards.
+    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let pool = Pool::contiguous(format, 2, 2);
+    let mut side = Side::random(&mut Rng::new(10), Dist::Normal, Layout::TokensFirst, 1, pool);
+    let mut k = side.args();
+    k.pool.layout.head_stride = 16;
+    let args = Append { k: Some(k), v: None, slots: Mem::host(&[0i64]), sequence: None };
+    let error = append(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument { argument: "k.pool", .. }), "{error}");
+    assert!(side.pool.bytes.iter().all(|b| *b == 0xff), "written");
+}
+
+#[test]
 fn nothing_to_do() {
     let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
     let none = |tokens| {

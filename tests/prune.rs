@@ -224,6 +224,19 @@ fn bad_arguments() {
 }
 
 #[test]
+fn rows_that_overlap_are_refused() {
+    // Not when the tensor is made, but through its public shape afterwards.
+    let mut x = Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, 32, 2, 64));
+    let mut view = x.view_mut();
+    view.shape.token_stride = 64;
+    let args = Prune { x: view, selection: Selection::Token { keep: 1 }, weights: None, mask: None };
+    let error = prune(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap_err();
+    let message = "x is strided 4096/64/64; allowed: strides under which no two rows overlap";
+    assert_eq!(error.to_string(), message);
+    assert!(x.bytes.iter().all(|b| *b == 0xff), "written");
+}
+
+#[test]
 fn nothing_to_do() {
     for shape in [
         Layout::TokensFirst.shape(0, 32, 2, 64),
@@ -234,6 +247,10 @@ fn nothing_to_do() {
         check(&x, Selection::Token { keep: 1 }, None);
         check(&x, Selection::Channel { keep: 1 }, None);
     }
+    // No elements, however many tokens.
+    let mut x = Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, 32, 0, 64));
+    x.shape.tokens = usize::MAX;
+    run(&Context::cpu(1).unwrap(), &mut x, Selection::Token { keep: 1 }, None, None).unwrap();
 }
 
 proptest! {

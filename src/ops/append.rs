@@ -18,8 +18,9 @@ pub struct AppendSide<'a> {
     pub pool: PagePoolMut<'a>,
     /// Selection weights, f32 `[kv_heads, head_dim]`, each >= 0; `None`: plain magnitude.
     pub weights: Option<Mem<'a>>,
-    /// Centre subtracted before selecting and storing (`x = round16(k - c)`). With a per-sequence centre,
-    /// [`Append::sequence`] says which one a token uses.
+    /// Centre subtracted before selecting and storing: `x = round16(k - c)`, the difference in f32, to nearest even,
+    /// a NaN as the type's canonical one (0x7e00, 0x7fc0). With a per-sequence centre, [`Append::sequence`] says
+    /// which one a token uses.
     pub center: Option<Center<'a>>,
 }
 
@@ -33,17 +34,18 @@ pub struct Append<'a> {
     /// Slot of each token, i64 `[tokens]`: `page * page_tokens + offset`, or -1 to skip the token.
     /// A slot given twice keeps the later token.
     pub slots: Mem<'a>,
-    /// Sequence of each token, i32 `[tokens]`: row of a per-sequence centre. Required exactly when a centre has
-    /// `batch > 1`.
+    /// Sequence of each token, i32 `[tokens]`: row of a per-sequence centre. Required when a centre has `batch > 1`,
+    /// else not read; neither is the entry of a skipped token.
     pub sequence: Option<Mem<'a>>,
 }
 
-/// Selects `keep` values of each row (ties to the lower channel) and writes bitmap and values at the token's slot.
-/// Other slots of the page are untouched.
+/// Selects the `keep` largest scores of each row (magnitudes compare by bit pattern; ties go to the lower channel)
+/// and writes bitmap and values at the token's slot. Other slots of the page are untouched.
 ///
 /// # Errors
-/// Each names the argument: shapes or dtypes that differ, ragged pages, slot below -1 or past the pool, weights
-/// negative or NaN, `sequence` missing or out of range.
+/// Each names the argument: neither K nor V, shapes or dtypes that differ, ragged pages, pools that differ in
+/// page_tokens, num_pages or kv_heads, slot below -1 or past the pool, weights negative or NaN, `sequence` missing
+/// or out of range.
 pub fn append(context: &Context, stream: Stream, mut args: Append<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;

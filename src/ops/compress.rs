@@ -25,7 +25,7 @@ pub struct Compress<'a> {
     pub needed: Option<MemMut<'a>>,
 }
 
-/// Writes whole pages.
+/// Writes whole pages: equal rows give equal pages, since bytes that no row uses become zero.
 ///
 /// # Errors
 /// [`crate::Error::PageOverflow`] for the first page whose rows do not fit, before any page is written (only `needed` is); shapes,

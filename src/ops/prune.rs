@@ -58,6 +58,9 @@ pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<(
     match context.backend() {
         Backend::Cpu => {
             let shape = args.x.shape;
+            if shape.extent("x")? == 0 {
+                return Ok(());
+            }
             let weights =
                 args.weights.map(|w| check::weights("weights", &w, shape.heads, shape.dim)).transpose()?;
             let mask_bytes = mask_bytes(&shape)?;
