@@ -160,6 +160,11 @@ class Source:
             return (self.below(2) << 15) | self.below(0x404 if dtype == "f16" else 0x84)
         if kind == "outliers":
             return encode(dtype, f32((30 if c % 16 == 5 else 0) + self.spread()))
+        if kind == "special":
+            # NaN with any payload, one in sixteen infinite.
+            exponent, fraction = (0x7C00, 0x3FF) if dtype == "f16" else (0x7F80, 0x7F)
+            payload = self.below(fraction + 1) if self.below(16) else 0
+            return (self.below(2) << 15) | exponent | payload
         assert kind == "bits"
         return self.below(0x10000)
 
@@ -260,6 +265,17 @@ def append_cases():
     yield append_case(
         "centre against NaN, infinity and overflow", "f16", 64, 16, 20, s.rows("f16", 8, 64, "bits"),
         center=[f32(2000.0 * (c % 9 - 4)) for c in range(64)],
+    )
+    yield append_case("NaN ranks by its bits", "f16", 64, 16, 20, s.rows("f16", 4, 64, "special"))
+    yield append_case(
+        "every NaN score ranks the same", "f16", 64, 16, 20, s.rows("f16", 4, 64, "special"), weights=weights,
+    )
+    yield append_case(
+        "every NaN score ranks the same, bf16", "bf16", 64, 16, 20, s.rows("bf16", 4, 64, "special"),
+        weights=[0.0] * 32 + [1.0] * 32,
+    )
+    yield append_case(
+        "every centred NaN is the same", "bf16", 64, 16, 20, s.rows("bf16", 4, 64, "special"), center=center[:64],
     )
 
 
