@@ -1,8 +1,8 @@
 //! Decode attention on a pruned, bitmap-compressed KV cache.
 //!
 //! An LLM that decodes reads its whole KV cache for every token. mustafar keeps only the largest values of each
-//! row, stores them as a bitmap plus values ([`format`]), and computes attention straight from that
-//! ([`ops::attend`]).
+//! row, stores them as a bitmap plus values ([`format`](mod@format)), and computes attention straight from that
+//! ([`ops::attend()`]).
 //!
 //! - [`Cache`] manages pages, dense window and sinks for many layers and sequences. Most Rust callers start here.
 //! - [`ops`] are the same operations over memory that an engine owns: pools, block tables, slots.

@@ -16,7 +16,7 @@ pub struct AppendSide<'a> {
     pub x: Tensor<'a>,
     /// Destination; uniform pages.
     pub pool: PagePoolMut<'a>,
-    /// Selection weights, f32 `[kv_heads, head_dim]`, each >= 0; `None`: plain magnitude.
+    /// Selection weights, f32 `[kv_heads, head_dim]`, each >= 0, as [`super::Prune::weights`]; `None`: plain magnitude.
     pub weights: Option<Mem<'a>>,
     /// Centre subtracted before selecting and storing: `x = round16(k - c)`, the difference in f32, to nearest even,
     /// a NaN as the type's canonical one (0x7e00, 0x7fc0). With a per-sequence centre, [`Append::sequence`] says

@@ -41,7 +41,7 @@ pub struct Prune<'a> {
     /// Which elements survive. Magnitudes compare by bit pattern, so NaN outranks everything.
     pub selection: Selection,
     /// Selection weights, f32 `[heads, dim]`, each >= 0: the score is `abs(x) * w` in f32 (token direction only,
-    /// not with reference ties). `None`: plain magnitude.
+    /// not with reference ties). All NaN scores are equal and outrank everything. `None`: plain magnitude.
     pub weights: Option<Mem<'a>>,
     /// Receives the mask, contiguous `[batch, tokens, heads, dim / 8]` bytes, bit c % 8 of byte c / 8 for channel c.
     pub mask: Option<MemMut<'a>>,
