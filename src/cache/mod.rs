@@ -331,6 +331,14 @@ impl Cache {
         self.save_sequence(sequence)
     }
 
+    /// How many bytes [`Cache::save`] gives for the sequence as it is now.
+    ///
+    /// # Errors
+    /// As [`Cache::save`].
+    pub fn save_bytes(&self, sequence: SequenceId) -> Result<usize> {
+        self.snapshot_bytes(sequence)
+    }
+
     /// A new sequence from [`Cache::save`]'s bytes.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Saving and restoring a sequence. "Snapshots" in `docs/format.md` is normative for the bytes.
 
 use super::config::{CacheConfig, Geometry};
-use super::sequences::Progress;
+use super::sequences::{Progress, Sequence};
 use super::{Cache, SequenceId};
 use crate::error::{Error, Result};
 use crate::format::FORMAT_VERSION;
@@ -47,24 +47,43 @@ fn damaged<T>(reason: String) -> Result<T> {
 }
 
 impl Cache {
-    pub(super) fn save_sequence(&self, id: SequenceId) -> Result<Vec<u8>> {
+    /// A sequence that can be saved: its layers have equally many tokens.
+    fn saveable(&self, id: SequenceId) -> Result<&Sequence> {
         let sequence = self.sequences.get("sequence", id)?;
+        let tokens = sequence.layers[0].tokens;
+        match sequence.layers.iter().find(|l| l.tokens != tokens) {
+            None => Ok(sequence),
+            Some(other) => Err(Error::invalid(
+                "sequence",
+                format!("{} with layers of {tokens} and {} tokens", id.0, other.tokens),
+                "a sequence whose layers have equally many tokens",
+            )),
+        }
+    }
+
+    pub(super) fn snapshot_bytes(&self, id: SequenceId) -> Result<usize> {
+        let (config, geometry) = (&self.config, &self.geometry);
+        let layers = &self.saveable(id)?.layers;
+        let numbers = fields(config).len() + 1 + layers.len();
+        let of_layer = |progress: &Progress| {
+            let pages = progress.compressed.div_ceil(config.k.page_tokens());
+            let center = if progress.compressed > 0 { geometry.center } else { 0 };
+            let dense = progress.sinks(config) + progress.window(config);
+            center + dense * geometry.token + pages * geometry.page
+        };
+        Ok(PREFIX_BYTES + numbers * size_of::<u64>() + layers.iter().map(of_layer).sum::<usize>() + CRC_BYTES)
+    }
+
+    pub(super) fn save_sequence(&self, id: SequenceId) -> Result<Vec<u8>> {
+        let sequence = self.saveable(id)?;
         let (config, geometry) = (&self.config, &self.geometry);
         let tokens = sequence.layers[0].tokens;
-        if let Some(other) = sequence.layers.iter().find(|l| l.tokens != tokens) {
-            let found = format!("{} with layers of {tokens} and {} tokens", id.0, other.tokens);
-            return Err(Error::invalid(
-                "sequence",
-                found,
-                "a sequence whose layers have equally many tokens",
-            ));
-        }
-
-        let mut out = Vec::new();
+        let bytes = self.snapshot_bytes(id)?;
+        let mut out = Vec::with_capacity(bytes);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&(bytes as u64).to_le_bytes());
         for (_, value) in fields(config) {
             out.extend_from_slice(&value.to_le_bytes());
         }
@@ -80,8 +99,7 @@ impl Cache {
             self.save_pages(layer, progress.compressed, &sequence.pages, &mut out);
             self.windows.read(layer, sequence.row, progress.window(config), &mut out);
         }
-        let bytes = (out.len() + CRC_BYTES) as u64;
-        out[16..PREFIX_BYTES].copy_from_slice(&bytes.to_le_bytes());
+        debug_assert_eq!(out.len() + CRC_BYTES, bytes);
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         Ok(out)

@@ -1,6 +1,6 @@
 //! The C ABI: `include/mustafar.h` is generated from this module, `docs/c-api.md` explains its conventions.
 //!
-//! Everything here is pointer code and conversions. A function body is one [`error::boundary`] call that turns raw
+//! Everything here is pointer code and conversions. A function body is one `error::boundary` call that turns raw
 //! arguments into the views of `crate::mem`, calls the Rust function of the same name and maps the error to a
 //! status; what makes arguments valid is decided in `crate::ops`.
 //!
@@ -14,6 +14,8 @@
 #![allow(non_camel_case_types)]
 // The contract is the same for all functions and stands above; repeating it would only lengthen the header.
 #![allow(clippy::missing_safety_doc)]
+// The comments become the header's, where [batch, tokens] is a shape and not a link.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 pub mod cache;
 pub mod context;
@@ -27,3 +29,11 @@ pub mod structs;
 pub mod tensor;
 pub mod version;
 mod views;
+
+/// What the header promises about threads: contexts are shared freely, caches are handed from thread to thread and read
+/// by several.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<context::mustafar_context>();
+    shared::<cache::mustafar_cache>();
+};

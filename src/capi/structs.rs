@@ -12,7 +12,7 @@ const MAX_SIZE: usize = 4096;
 /// A C structure whose first field is `size_t struct_size`.
 ///
 /// # Safety
-/// `repr(C)`, no padding, all-zero bytes are a value, and every bit pattern is. [`extensible`] checks the layout.
+/// `repr(C)`, no padding, all-zero bytes are a value, and every bit pattern is. `extensible!` checks the layout.
 pub unsafe trait Extensible: Copy + 'static {
     /// C name.
     const NAME: &'static str;
@@ -22,7 +22,7 @@ pub unsafe trait Extensible: Copy + 'static {
     const FIELDS: &'static [(&'static str, usize, usize)];
 }
 
-/// Implements [`Extensible`]: the last field of the first release, then all fields in order.
+/// Implements [`Extensible`]. Arguments: the last field of the first release, then all fields in order.
 macro_rules! extensible {
     ($name:ident, first_release_ends_with $last:ident, { $($field:ident),+ $(,)? }) => {
         // SAFETY: the assertion below establishes that the fields are all there is; they are integers, floats and

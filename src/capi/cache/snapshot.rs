@@ -5,7 +5,6 @@ use crate::capi::cache::{change, look, mustafar_cache};
 use crate::capi::handle::{check_pointer, put};
 use crate::capi::status::mustafar_status;
 use crate::capi::views::Pointers;
-use crate::error::Error;
 use crate::mem::Place;
 use std::ffi::c_void;
 
@@ -25,9 +24,9 @@ pub unsafe extern "C" fn mustafar_cache_save_size(
     bytes: *mut usize,
 ) -> mustafar_status {
     let body = |cache: &crate::Cache| {
-        let snapshot = cache.save(SequenceId::from_raw(sequence))?;
+        let size = cache.save_bytes(SequenceId::from_raw(sequence))?;
         // SAFETY: the contract of this module.
-        unsafe { put("bytes", bytes, snapshot.len()) }
+        unsafe { put("bytes", bytes, size) }
     };
     // SAFETY: the contract of this module.
     unsafe { look(cache, body) }
@@ -60,12 +59,9 @@ pub unsafe extern "C" fn mustafar_cache_save(
         // SAFETY: the contract of this module.
         let mut to =
             unsafe { Pointers::Into(Place::Host).mem_mut("buffer", buffer.cast::<u8>(), buffer_bytes)? };
-        let snapshot = cache.save(SequenceId::from_raw(sequence))?;
-        let needed = snapshot.len();
-        if buffer_bytes < needed {
-            return Err(Error::BufferTooSmall { argument: "buffer", bytes: buffer_bytes, needed });
-        }
-        to.slice_mut::<u8>("buffer", needed)?.copy_from_slice(&snapshot);
+        let id = SequenceId::from_raw(sequence);
+        let needed = cache.save_bytes(id)?;
+        to.slice_mut::<u8>("buffer", needed)?.copy_from_slice(&cache.save(id)?);
         match written.is_null() {
             true => Ok(()),
             // SAFETY: the contract of this module.
