@@ -3,17 +3,11 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, lengths};
+use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, lengths};
 use mustafar::ops::{Compress, Prune, Selection, compress, prune};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Level, Mem, MemMut, PageFormat, Stream};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Stream};
 use proptest::prelude::*;
-
-/// Every level this processor has, with one and with several threads.
-fn contexts() -> Vec<Context> {
-    let levels = Level::ALL.into_iter().filter(|level| level.available());
-    levels.flat_map(|level| [1, 3].map(|n| Context::cpu_with_level(n, level).unwrap())).collect()
-}
 
 /// Arguments of a call. `mask` is `[tokens, heads, dim / 8]`.
 #[derive(Debug, Clone)]
@@ -100,7 +94,7 @@ impl Call {
                 capacity: format.capacity(),
             }),
         };
-        for context in contexts() {
+        for context in contexts(&[1, 3]) {
             let mut call = self.clone();
             let mut needed = vec![u32::MAX; counts.len()];
             assert_eq!(call.run(&context, Some(&mut needed)), expected_result, "{context:?}");

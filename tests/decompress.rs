@@ -3,18 +3,14 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, lengths};
+use common::{
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, contexts, lengths,
+};
 use mustafar::ops::{Center, Decompress, Validate, decompress, validate};
-use mustafar::{Context, DType, Level, Mem, PageFormat, Sequences, Stream, reference};
+use mustafar::{Context, DType, Mem, PageFormat, Sequences, Stream, reference};
 use proptest::prelude::*;
 
 const OUT_DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
-
-/// Every level this processor has, with one and with several threads.
-fn contexts() -> Vec<Context> {
-    let levels = Level::ALL.into_iter().filter(|level| level.available());
-    levels.flat_map(|level| [1, 3].map(|n| Context::cpu_with_level(n, level).unwrap())).collect()
-}
 
 /// Centres `[batch, kv_heads, head_dim]`.
 type Centers = Option<(Vec<f32>, usize)>;
@@ -64,7 +60,7 @@ fn same(dtype: DType, got: &[u32], want: &[u32]) -> bool {
 fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dtype: DType) {
     let format = paged.pool.layout.format;
     let (heads, dim) = (paged.pool.layout.kv_heads, format.head_dim());
-    for context in contexts() {
+    for context in contexts(&[1, 3]) {
         let shape = layout.shape(table.batch(), table.max_len + 2, heads, dim);
         let mut out = Dense::poisoned(out_dtype, shape);
         run(&context, &paged.pool, table.view(), center, &mut out).unwrap();
@@ -167,7 +163,7 @@ fn damaged_uniform_pages_are_harmless() {
     let table = Table::shuffled(&mut rng, 16, &[16], 0);
     let mut paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(format, 1, 1), &table);
     paged.pool.page_mut(0, 0)[15 * 16..16 * 16].fill(0xff);
-    for context in contexts() {
+    for context in contexts(&[1, 3]) {
         let mut out = Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, table.max_len, 1, 128));
         run(&context, &paged.pool, table.view(), &None, &mut out).unwrap();
         for t in 0..15 {

@@ -26,8 +26,3 @@ pub fn attention(
     }
     results
 }
-
-/// The same plain rules for every sequence.
-pub fn scoring(batch: usize, head_dim: usize) -> Vec<Scoring> {
-    vec![Scoring::new(head_dim); batch]
-}

@@ -15,7 +15,7 @@ pub use bytes::Bytes;
 pub use cases::{CHANNEL_GROUPS, DIMS, DTYPES, HEADS, PAGE_SIZES, keeps, lengths};
 pub use compare::{Tolerance, assert_close, cosine_distance};
 pub use dense::{Dense, Layout};
-pub use expect::{attention, scoring};
+pub use expect::attention;
 pub use pages::{Paged, Pool, Table};
 pub use rng::{Dist, Rng};
 
