@@ -1,5 +1,6 @@
 //! `mustafar_attend`: defaults, the workspace that is asked for without data and checked, bad input.
 
+use crate::allocations::counted;
 use crate::support::{
     Block, Context, F16, F32, blocks, init, ok, refused, tensor, tensor_mut, uniform, values,
 };
@@ -120,8 +121,10 @@ impl Data {
         let mut given = (workspace.as_mut_ptr(), bytes);
         change(&mut args, &mut given);
         // SAFETY: as above; `change` only makes the call worse in ways that are refused.
-        let status =
-            unsafe { mustafar_attend(self.context.0, &args, given.0.cast(), given.1, ptr::null_mut()) };
+        let (status, allocations) = counted(|| unsafe {
+            mustafar_attend(self.context.0, &args, given.0.cast(), given.1, ptr::null_mut())
+        });
+        assert!(status != mustafar_status::Success || allocations == 0, "attend allocated");
         (status, out, lse)
     }
 }

@@ -1,5 +1,6 @@
 //! Results through the C functions equal those of the Rust ones.
 
+use crate::allocations::counted;
 use crate::support::{
     Block, Context, F16, F32, blocks, init, ok, refused, tensor, tensor_mut, uniform, values,
 };
@@ -19,6 +20,14 @@ const HEADS: usize = 2;
 const D: usize = 64;
 const PAGES: i64 = 3;
 
+/// The op succeeded without allocating.
+#[track_caller]
+fn ok_in_place(op: impl FnOnce() -> mustafar_status) {
+    let (status, allocations) = counted(op);
+    ok(status);
+    assert_eq!(allocations, 0, "an op allocated");
+}
+
 fn page_bytes(format: &mustafar_format) -> usize {
     let mut bytes = 0;
     // SAFETY: both pointers are valid.
@@ -33,7 +42,7 @@ fn pruned(context: &Context, x: &[u16], keep: u32) -> Vec<u16> {
     let t = tensor_mut(x.as_mut_ptr().cast(), F16, sizes);
     let args = mustafar_prune_args { x: &t, keep, ..init() };
     // SAFETY: the tensor describes `x`.
-    ok(unsafe { mustafar_prune(context.0, &args, ptr::null_mut()) });
+    ok_in_place(|| unsafe { mustafar_prune(context.0, &args, ptr::null_mut()) });
     x
 }
 
@@ -55,7 +64,7 @@ fn dense(context: &Context, pool: &mustafar_pool, table: &[i32], len: i32) -> Ve
     let out_tensor = tensor_mut(out.as_mut_ptr().cast(), F16, [1, TOKENS as i64, HEADS as i64, D as i64]);
     let args = mustafar_decompress_args { pool, sequences: &sequences, out: &out_tensor, ..init() };
     // SAFETY: every structure describes memory of this function or of the caller.
-    ok(unsafe { mustafar_decompress(context.0, &args, ptr::null_mut()) });
+    ok_in_place(|| unsafe { mustafar_decompress(context.0, &args, ptr::null_mut()) });
     out
 }
 
@@ -97,7 +106,7 @@ fn k_and_v_pages_share_slots() {
         .collect();
     let args = mustafar_append_args { k: &k_side, v: &v_side, slots: slots.as_ptr(), ..init() };
     // SAFETY: every structure describes memory of this function.
-    ok(unsafe { mustafar_append(context.0, &args, ptr::null_mut()) });
+    ok_in_place(|| unsafe { mustafar_append(context.0, &args, ptr::null_mut()) });
 
     let read = |pool: &mustafar_pool_mut| mustafar_pool {
         data: pool.data,
@@ -165,7 +174,10 @@ fn ragged_pages_hold_any_pattern_or_say_how_much_too_much() {
             ..init()
         };
         // SAFETY: every structure describes memory of this function.
-        let status = unsafe { mustafar_compress(context.0, &args, ptr::null_mut()) };
+        let (status, allocations) =
+            counted(|| unsafe { mustafar_compress(context.0, &args, ptr::null_mut()) });
+        // The list in which it looks for repeated pages.
+        assert!(!fits || allocations <= 1, "compress allocated {allocations} times");
         assert_eq!(needed, [480, 480, 240, 240]);
         if !fits {
             refused(status, mustafar_status::PageOverflow, &["480", "479", "1 too few"]);
@@ -185,7 +197,7 @@ fn ragged_pages_hold_any_pattern_or_say_how_much_too_much() {
         let sequences = sequences(&lens, &pages);
         let args = mustafar_validate_args { pool: &pool, sequences: &sequences, ..init() };
         // SAFETY: as above.
-        ok(unsafe { mustafar_validate(context.0, &args, ptr::null_mut()) });
+        ok_in_place(|| unsafe { mustafar_validate(context.0, &args, ptr::null_mut()) });
         // One bit too many in row 3 of page 1, head 0.
         memory[page_bytes(&format) * HEADS / 16 + 3 * 8 / 16].0[3 * 8 % 16] ^= 1;
         let pool = mustafar_pool { data: memory.as_ptr().cast(), ..pool };
