@@ -1,0 +1,116 @@
+//! What a sparsity costs on a text:
+//! `cargo run --release --example evaluate -- perplexity --text FILE --prefill 2048 --score 256 --k-sparsity 0.5
+//! --v-sparsity 0.5`
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "../../tests/llama/mod.rs"]
+mod llama;
+
+mod common;
+
+use clap::{Args, Parser, Subcommand};
+use common::{ModelOptions, PolicyOptions, bar, sparsity};
+use llama::error::{Error, Result};
+use llama::evaluate::perplexity;
+use llama::store::KvStore;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Accuracy of decoding over a pruned KV cache.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Perplexity, top-1 agreement and KL divergence against the dense cache
+    Perplexity(Perplexity),
+}
+
+#[derive(Debug, Args)]
+struct Perplexity {
+    /// UTF-8 text
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of the text that are the prompt
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    prefill: usize,
+    /// Tokens after the prompt that are scored, each fed as if it had been generated
+    #[arg(long, value_name = "M", default_value_t = 256)]
+    score: usize,
+    /// Share of each key row that is dropped, 0 to below 1
+    #[arg(long, value_name = "X", value_parser = sparsity)]
+    k_sparsity: f64,
+    /// Share of each value row that is dropped, 0 to below 1
+    #[arg(long, value_name = "Y", value_parser = sparsity)]
+    v_sparsity: f64,
+    #[command(flatten)]
+    policy: PolicyOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let What::Perplexity(args) = Cli::parse().what;
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Perplexity) -> Result<()> {
+    let text = std::fs::read_to_string(&args.text)
+        .map_err(|e| Error::io(format!("text file {}", args.text.display()), e))?;
+    let (model, tokenizer) = args.model.load()?;
+    let tokens = tokenizer.encode(&text)?;
+    let policy = args.policy.policy(args.k_sparsity, args.v_sparsity);
+    let capacity = args.prefill.saturating_add(args.score).min(tokens.len());
+    let mut stores = [KvStore::pruned(&model.config, &policy, capacity, model.context())?];
+    let progress = bar("scoring", args.score as u64);
+    let (dense, pruned) = perplexity(&model, &tokens, args.prefill, args.score, &mut stores, &mut |n| {
+        progress.set_position(n as u64)
+    })?;
+    progress.finish_and_clear();
+    let pruned = pruned[0];
+
+    println!(
+        "{} tokens after a prompt of {}, K sparsity {}, V sparsity {}",
+        args.score, args.prefill, args.k_sparsity, args.v_sparsity
+    );
+    println!(
+        "perplexity       {:.3}, dense {:.3} ({:+.2} %)",
+        pruned.perplexity,
+        dense.perplexity,
+        (pruned.perplexity / dense.perplexity - 1.0) * 100.0
+    );
+    println!("top-1 agreement  {:.1} %", pruned.top1_agreement * 100.0);
+    println!("KL(dense || it)  {:.4} nats per token", pruned.kl);
+    println!(
+        "KV cache         {} bytes, dense {} ({:.1} %)",
+        pruned.bytes.held,
+        pruned.bytes.dense,
+        pruned.bytes.held as f64 / pruned.bytes.dense as f64 * 100.0
+    );
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "ppl": pruned.perplexity,
+                "ppl_dense": dense.perplexity,
+                "top1_agreement": pruned.top1_agreement,
+                "kl": pruned.kl,
+                "kv_bytes": pruned.bytes.held,
+                "kv_bytes_dense": pruned.bytes.dense,
+            })
+        );
+    }
+    Ok(())
+}

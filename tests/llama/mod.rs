@@ -1,0 +1,23 @@
+//! A decode loop for models of the Llama family: from a GGUF file to text, with the KV cache either dense f16 or a
+//! [`mustafar::Cache`]. Tests and examples share it through `#[path]`.
+//!
+//! Reading order: [`gguf`] and [`quant`] (the file), [`config`] and [`weights`] (what is in it), [`model`] (the
+//! forward pass), [`store`] and [`attention`] (where K and V go and how they are attended to), [`tokenizer`],
+//! [`sample`], [`evaluate`] (perplexity and agreement with dense).
+#![allow(dead_code, unreachable_pub, reason = "each test and example uses its own part of this module")]
+
+pub mod attention;
+pub mod config;
+pub mod error;
+pub mod evaluate;
+pub mod fetch;
+pub mod gguf;
+pub mod matmul;
+pub mod model;
+pub mod quant;
+pub mod rope;
+pub mod sample;
+pub mod store;
+pub mod tokenizer;
+pub mod vector;
+pub mod weights;
