@@ -33,92 +33,52 @@
 #define MUSTAFAR_VERSION_NUMBER \
     (MUSTAFAR_VERSION_MAJOR * 1000000 + MUSTAFAR_VERSION_MINOR * 1000 + MUSTAFAR_VERSION_PATCH)
 
-/**
- * Version of the page format that this library writes and reads.
- */
+/** Version of the page format that this library writes and reads. */
 #define MUSTAFAR_FORMAT_VERSION 1
 
-/**
- * Alignment of a page and of each of its sections, in bytes.
- */
+/** Alignment of a page and of each of its sections, in bytes. */
 #define MUSTAFAR_PAGE_ALIGN 16
 
-/**
- * `sinks` of a cache that keeps no first tokens dense. 0 asks for the default.
- */
+/** `sinks` of a cache that keeps no first tokens dense. 0 asks for the default. */
 #define MUSTAFAR_SINKS_NONE 4294967295
 
-/**
- * What a call returns. Numbers never change their meaning and are never reused; new ones may be added.
- */
+/** What a call returns. Numbers never change their meaning and are never reused; new ones may be added. */
 enum mustafar_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /**
-     * Done.
-     */
+    /** Done. */
     MUSTAFAR_STATUS_SUCCESS = 0,
-    /**
-     * An argument has a value that is never valid, or that contradicts another argument.
-     */
+    /** An argument has a value that is never valid, or that contradicts another argument. */
     MUSTAFAR_STATUS_INVALID_ARGUMENT = 1,
-    /**
-     * A pointer that must point somewhere is NULL.
-     */
+    /** A pointer that must point somewhere is NULL. */
     MUSTAFAR_STATUS_NULL_POINTER = 2,
-    /**
-     * An address, stride or offset is not a multiple of the alignment it needs.
-     */
+    /** An address, stride or offset is not a multiple of the alignment it needs. */
     MUSTAFAR_STATUS_MISALIGNED = 3,
-    /**
-     * A product or sum of sizes does not fit.
-     */
+    /** A product or sum of sizes does not fit. */
     MUSTAFAR_STATUS_OVERFLOW = 4,
-    /**
-     * A slot, page number, length or other index lies outside what it indexes.
-     */
+    /** A slot, page number, length or other index lies outside what it indexes. */
     MUSTAFAR_STATUS_OUT_OF_RANGE = 5,
-    /**
-     * A buffer or workspace is smaller than the call needs.
-     */
+    /** A buffer or workspace is smaller than the call needs. */
     MUSTAFAR_STATUS_BUFFER_TOO_SMALL = 6,
-    /**
-     * A valid request that no kernel serves.
-     */
+    /** A valid request that no kernel serves. */
     MUSTAFAR_STATUS_UNSUPPORTED = 7,
-    /**
-     * A ragged page cannot hold the values its rows keep.
-     */
+    /** A ragged page cannot hold the values its rows keep. */
     MUSTAFAR_STATUS_PAGE_OVERFLOW = 8,
-    /**
-     * The cache has no free page or sequence left.
-     */
+    /** The cache has no free page or sequence left. */
     MUSTAFAR_STATUS_CACHE_FULL = 9,
-    /**
-     * The allocator refused.
-     */
+    /** The allocator refused. */
     MUSTAFAR_STATUS_OUT_OF_MEMORY = 10,
-    /**
-     * Page or snapshot bytes violate the format.
-     */
+    /** Page or snapshot bytes violate the format. */
     MUSTAFAR_STATUS_CORRUPT_DATA = 11,
-    /**
-     * Data or a structure belongs to an incompatible version or configuration.
-     */
+    /** Data or a structure belongs to an incompatible version or configuration. */
     MUSTAFAR_STATUS_VERSION_MISMATCH = 12,
-    /**
-     * The backend cannot run here.
-     */
+    /** The backend cannot run here. */
     MUSTAFAR_STATUS_UNAVAILABLE = 13,
-    /**
-     * The CUDA driver refused a call; the message has its code.
-     */
+    /** The CUDA driver refused a call; the message has its code. */
     MUSTAFAR_STATUS_CUDA = 14,
-    /**
-     * A defect of this library. Outputs are undefined, the process and other objects are intact.
-     */
+    /** A defect of this library. Outputs are undefined, the process and other objects are intact. */
     MUSTAFAR_STATUS_INTERNAL = 15,
 };
 #ifndef __cplusplus
@@ -138,17 +98,11 @@ enum mustafar_dtype
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /**
-     * IEEE 754 binary16.
-     */
+    /** IEEE 754 binary16. */
     MUSTAFAR_DTYPE_F16 = 1,
-    /**
-     * bfloat16.
-     */
+    /** bfloat16. */
     MUSTAFAR_DTYPE_BF16 = 2,
-    /**
-     * IEEE 754 binary32; queries and outputs only.
-     */
+    /** IEEE 754 binary32; queries and outputs only. */
     MUSTAFAR_DTYPE_F32 = 3,
 };
 #ifndef __cplusplus
@@ -159,9 +113,7 @@ typedef uint32_t mustafar_dtype;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/**
- * How the rows of a page share its values.
- */
+/** How the rows of a page share its values. */
 enum mustafar_rows
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -172,9 +124,7 @@ enum mustafar_rows
      * one at a time.
      */
     MUSTAFAR_ROWS_UNIFORM = 0,
-    /**
-     * Counts differ; a page has room for `capacity` values.
-     */
+    /** Counts differ; a page has room for `capacity` values. */
     MUSTAFAR_ROWS_RAGGED = 1,
 };
 #ifndef __cplusplus
@@ -185,17 +135,13 @@ typedef uint32_t mustafar_rows;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/**
- * Where ops run, and in which memory data pointers point.
- */
+/** Where ops run, and in which memory data pointers point. */
 enum mustafar_backend
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /**
-     * On the calling process's processor; all pointers are host pointers.
-     */
+    /** On the calling process's processor; all pointers are host pointers. */
     MUSTAFAR_BACKEND_CPU = 0,
 };
 #ifndef __cplusplus
@@ -206,17 +152,13 @@ typedef uint32_t mustafar_backend;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/**
- * Which elements survive pruning.
- */
+/** Which elements survive pruning. */
 enum mustafar_selection
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /**
-     * Token direction: the `keep` largest scores of each row; ties go to the lower channel.
-     */
+    /** Token direction: the `keep` largest scores of each row; ties go to the lower channel. */
     MUSTAFAR_SELECTION_TOKEN = 0,
     /**
      * Token direction as the original Mustafar prunes: every magnitude of at least the `dropped`-th smallest, so
@@ -237,21 +179,15 @@ typedef uint32_t mustafar_selection;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/**
- * Whether a cache centres keys before it prunes them.
- */
+/** Whether a cache centres keys before it prunes them. */
 enum mustafar_center_mode
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /**
-     * Keys are stored as they are.
-     */
+    /** Keys are stored as they are. */
     MUSTAFAR_CENTER_MODE_NONE = 0,
-    /**
-     * Each layer of a sequence subtracts the per-channel median of the first tokens it compresses.
-     */
+    /** Each layer of a sequence subtracts the per-channel median of the first tokens it compresses. */
     MUSTAFAR_CENTER_MODE_MEDIAN = 1,
 };
 #ifndef __cplusplus
@@ -279,182 +215,105 @@ typedef struct mustafar_context mustafar_context;
  * byte-compatible pages. `docs/format.md` describes the bytes.
  */
 typedef struct mustafar_format {
-    /**
-     * sizeof(mustafar_format).
-     */
+    /** sizeof(mustafar_format). */
     size_t struct_size;
-    /**
-     * A mustafar_rows.
-     */
+    /** A mustafar_rows. */
     uint32_t rows;
-    /**
-     * Type of the values: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16. Required.
-     */
+    /** Type of the values: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16. Required. */
     uint32_t dtype;
-    /**
-     * Channels per row: 64, 96, 128 or 256. Required.
-     */
+    /** Channels per row: 64, 96, 128 or 256. Required. */
     uint32_t head_dim;
-    /**
-     * Tokens per page: 16, 32, 64 or 128; 0 is 64.
-     */
+    /** Tokens per page: 16, 32, 64 or 128; 0 is 64. */
     uint32_t page_tokens;
-    /**
-     * Uniform pages: values kept per row, 1 to head_dim. Ragged pages: 0.
-     */
+    /** Uniform pages: values kept per row, 1 to head_dim. Ragged pages: 0. */
     uint32_t keep;
-    /**
-     * Ragged pages: values a page has room for, 0 to page_tokens * head_dim. Uniform pages: 0.
-     */
+    /** Ragged pages: values a page has room for, 0 to page_tokens * head_dim. Uniform pages: 0. */
     uint32_t capacity;
 } mustafar_format;
 
-/**
- * Where the sections of a page lie. All in bytes from its start.
- */
+/** Where the sections of a page lie. All in bytes from its start. */
 typedef struct mustafar_page_layout {
-    /**
-     * sizeof(mustafar_page_layout).
-     */
+    /** sizeof(mustafar_page_layout). */
     size_t struct_size;
-    /**
-     * Size of a page, a multiple of 16.
-     */
+    /** Size of a page, a multiple of 16. */
     size_t page_bytes;
-    /**
-     * Size of the same tokens stored dense in the value type.
-     */
+    /** Size of the same tokens stored dense in the value type. */
     size_t dense_bytes;
-    /**
-     * Size of the bitmap, which starts the page.
-     */
+    /** Size of the bitmap, which starts the page. */
     size_t bitmap_bytes;
-    /**
-     * Start of the row offsets; 0 in uniform pages, which have none.
-     */
+    /** Start of the row offsets; 0 in uniform pages, which have none. */
     size_t offsets_offset;
-    /**
-     * Start of the values.
-     */
+    /** Start of the values. */
     size_t values_offset;
-    /**
-     * Values a page holds at most.
-     */
+    /** Values a page holds at most. */
     size_t capacity;
-    /**
-     * Alignment that a page needs.
-     */
+    /** Alignment that a page needs. */
     size_t alignment;
 } mustafar_page_layout;
 
-/**
- * How to make a context.
- */
+/** How to make a context. */
 typedef struct mustafar_context_config {
-    /**
-     * sizeof(mustafar_context_config).
-     */
+    /** sizeof(mustafar_context_config). */
     size_t struct_size;
-    /**
-     * A mustafar_backend.
-     */
+    /** A mustafar_backend. */
     uint32_t backend;
-    /**
-     * CPU: threads one op may use, 1 to 1024; 0 is 1, which keeps every op on the calling thread.
-     */
+    /** CPU: threads one op may use, 1 to 1024; 0 is 1, which keeps every op on the calling thread. */
     uint32_t threads;
-    /**
-     * Index of the device; 0 on the CPU backend.
-     */
+    /** Index of the device; 0 on the CPU backend. */
     uint32_t device;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
 } mustafar_context_config;
 
 /**
- * As mustafar_tensor, for a tensor that is written. Rows must not overlap each other or an input of the same call.
+ * A dense tensor [batch, tokens, heads, dim] that is written. Elements of a row of `dim` are adjacent; the other
+ * dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
+ * as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of the
+ * same call.
  */
 typedef struct mustafar_tensor_mut {
-    /**
-     * sizeof(mustafar_tensor_mut).
-     */
+    /** sizeof(mustafar_tensor_mut). */
     size_t struct_size;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Element [0, 0, 0, 0], aligned to the element type, in the memory of the context (host or device). */
     void *data;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** A mustafar_dtype. Required. */
     uint32_t dtype;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Sequences. */
     int64_t batch;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Tokens per sequence. */
     int64_t tokens;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Heads. */
     int64_t heads;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Elements per row. */
     int64_t dim;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Elements from one sequence to the next; not negative. */
     int64_t batch_stride;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Elements from one token to the next; not negative. */
     int64_t token_stride;
-    /**
-     * As in mustafar_tensor.
-     */
+    /** Elements from one head to the next; not negative. */
     int64_t head_stride;
 } mustafar_tensor_mut;
 
-/**
- * Arguments of mustafar_prune.
- */
+/** Arguments of mustafar_prune. */
 typedef struct mustafar_prune_args {
-    /**
-     * sizeof(mustafar_prune_args).
-     */
+    /** sizeof(mustafar_prune_args). */
     size_t struct_size;
     /**
      * f16 or bf16 [batch, tokens, heads, dim], changed in place: dropped elements become +0. Tokens must be a multiple
      * of 32 for the channel direction. Required.
      */
     const struct mustafar_tensor_mut *x;
-    /**
-     * A mustafar_selection.
-     */
+    /** A mustafar_selection. */
     uint32_t selection;
-    /**
-     * TOKEN: values kept per row, 1 to dim. CHANNEL: tokens kept per channel and group, 1 to 32. Else 0.
-     */
+    /** TOKEN: values kept per row, 1 to dim. CHANNEL: tokens kept per channel and group, 1 to 32. Else 0. */
     uint32_t keep;
-    /**
-     * TOKEN_REFERENCE_TIES: 1 to dim, max(1, floor(sparsity * dim)). Else 0.
-     */
+    /** TOKEN_REFERENCE_TIES: 1 to dim, max(1, floor(sparsity * dim)). Else 0. */
     uint32_t dropped;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
-    /**
-     * Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude.
-     */
+    /** Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude. */
     const float *weights;
     /**
      * Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
@@ -463,89 +322,53 @@ typedef struct mustafar_prune_args {
     uint8_t *mask;
 } mustafar_prune_args;
 
-/**
- * A dense tensor [batch, tokens, heads, dim] that is read. Elements of a row of `dim` are adjacent; the other
- * dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
- * as it is, so a stride of 0 repeats the same data. Dimensions of 0 are legal, and `data` may then be NULL.
- */
+/** As mustafar_tensor_mut, for a tensor that is read. A stride of 0 repeats the same data. */
 typedef struct mustafar_tensor {
-    /**
-     * sizeof(mustafar_tensor).
-     */
+    /** sizeof(mustafar_tensor). */
     size_t struct_size;
-    /**
-     * Element [0, 0, 0, 0], aligned to the element type, in the memory of the context (host or device).
-     */
+    /** As in mustafar_tensor_mut; never written. */
     const void *data;
-    /**
-     * A mustafar_dtype. Required.
-     */
+    /** A mustafar_dtype. Required. */
     uint32_t dtype;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
-    /**
-     * Sequences.
-     */
+    /** Sequences. */
     int64_t batch;
-    /**
-     * Tokens per sequence.
-     */
+    /** Tokens per sequence. */
     int64_t tokens;
-    /**
-     * Heads.
-     */
+    /** Heads. */
     int64_t heads;
-    /**
-     * Elements per row.
-     */
+    /** Elements per row. */
     int64_t dim;
-    /**
-     * Elements from one sequence to the next; not negative.
-     */
+    /** Elements from one sequence to the next; not negative. */
     int64_t batch_stride;
-    /**
-     * Elements from one token to the next; not negative.
-     */
+    /** Elements from one token to the next; not negative. */
     int64_t token_stride;
-    /**
-     * Elements from one head to the next; not negative.
-     */
+    /** Elements from one head to the next; not negative. */
     int64_t head_stride;
 } mustafar_tensor;
 
 /**
- * As mustafar_pool, for pages that are written.
+ * Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h * head_stride`
+ * bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
  */
 typedef struct mustafar_pool_mut {
-    /**
-     * sizeof(mustafar_pool_mut).
-     */
+    /** sizeof(mustafar_pool_mut). */
     size_t struct_size;
-    /**
-     * As in mustafar_pool.
-     */
+    /** Page 0 of head 0, aligned to 16 bytes, in the memory of the context. May be NULL in an empty pool. */
     void *data;
-    /**
-     * As in mustafar_pool.
-     */
+    /** Format of every page. Required. */
     const struct mustafar_format *format;
-    /**
-     * As in mustafar_pool.
-     */
+    /** Pages per head. */
     int64_t num_pages;
-    /**
-     * As in mustafar_pool.
-     */
+    /** KV heads. */
     int64_t kv_heads;
     /**
-     * As in mustafar_pool.
+     * Bytes from one page to the next of the same head, a multiple of 16. Both strides 0: [num_pages][kv_heads] pages
+     * back to back.
      */
     int64_t page_stride;
-    /**
-     * As in mustafar_pool.
-     */
+    /** Bytes from one head to the next of the same page, a multiple of 16. */
     int64_t head_stride;
 } mustafar_pool_mut;
 
@@ -554,61 +377,35 @@ typedef struct mustafar_pool_mut {
  * compressed token. Pages must be read with the centre they were written with.
  */
 typedef struct mustafar_center {
-    /**
-     * sizeof(mustafar_center).
-     */
+    /** sizeof(mustafar_center). */
     size_t struct_size;
-    /**
-     * float [batch, kv_heads, head_dim], contiguous, in the memory of the context.
-     */
+    /** float [batch, kv_heads, head_dim], contiguous, in the memory of the context. */
     const float *values;
-    /**
-     * 1 (one centre for all sequences) or one per sequence.
-     */
+    /** 1 (one centre for all sequences) or one per sequence. */
     int64_t batch;
 } mustafar_center;
 
-/**
- * One side (K or V) of mustafar_append.
- */
+/** One side (K or V) of mustafar_append. */
 typedef struct mustafar_append_side {
-    /**
-     * sizeof(mustafar_append_side).
-     */
+    /** sizeof(mustafar_append_side). */
     size_t struct_size;
-    /**
-     * New tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
-     */
+    /** New tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required. */
     const struct mustafar_tensor *x;
-    /**
-     * Destination: uniform pages. Required.
-     */
+    /** Destination: uniform pages. Required. */
     const struct mustafar_pool_mut *pool;
-    /**
-     * Selection weights, float [kv_heads, head_dim], each >= 0. NULL: plain magnitude.
-     */
+    /** Selection weights, float [kv_heads, head_dim], each >= 0. NULL: plain magnitude. */
     const float *weights;
-    /**
-     * Centre subtracted before selecting and storing. NULL: none.
-     */
+    /** Centre subtracted before selecting and storing. NULL: none. */
     const struct mustafar_center *center;
 } mustafar_append_side;
 
-/**
- * Arguments of mustafar_append: K, V or both, stored at the same slots.
- */
+/** Arguments of mustafar_append: K, V or both, stored at the same slots. */
 typedef struct mustafar_append_args {
-    /**
-     * sizeof(mustafar_append_args).
-     */
+    /** sizeof(mustafar_append_args). */
     size_t struct_size;
-    /**
-     * Keys; NULL: none.
-     */
+    /** Keys; NULL: none. */
     const struct mustafar_append_side *k;
-    /**
-     * Values; NULL: none.
-     */
+    /** Values; NULL: none. */
     const struct mustafar_append_side *v;
     /**
      * Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. A slot given twice
@@ -622,26 +419,18 @@ typedef struct mustafar_append_args {
     const int32_t *sequence;
 } mustafar_append_args;
 
-/**
- * Arguments of mustafar_compress.
- */
+/** Arguments of mustafar_compress. */
 typedef struct mustafar_compress_args {
-    /**
-     * sizeof(mustafar_compress_args).
-     */
+    /** sizeof(mustafar_compress_args). */
     size_t struct_size;
-    /**
-     * Dense tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
-     */
+    /** Dense tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required. */
     const struct mustafar_tensor *x;
     /**
      * What to keep, contiguous [tokens, kv_heads, head_dim / 8] bytes as mustafar_prune writes them. NULL: everything
      * but +0 and -0.
      */
     const uint8_t *mask;
-    /**
-     * Destination: ragged pages. Required.
-     */
+    /** Destination: ragged pages. Required. */
     const struct mustafar_pool_mut *pool;
     /**
      * Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice. Rows
@@ -655,39 +444,21 @@ typedef struct mustafar_compress_args {
     uint32_t *needed;
 } mustafar_compress_args;
 
-/**
- * Pages of one side (K or V) that are read: page p of KV head h starts at `data + p * page_stride + h * head_stride`
- * bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
- */
+/** As mustafar_pool_mut, for pages that are read. */
 typedef struct mustafar_pool {
-    /**
-     * sizeof(mustafar_pool).
-     */
+    /** sizeof(mustafar_pool). */
     size_t struct_size;
-    /**
-     * Page 0 of head 0, aligned to 16 bytes, in the memory of the context. May be NULL in an empty pool.
-     */
+    /** As in mustafar_pool_mut; never written. */
     const void *data;
-    /**
-     * Format of every page. Required.
-     */
+    /** Format of every page. Required. */
     const struct mustafar_format *format;
-    /**
-     * Pages per head.
-     */
+    /** Pages per head. */
     int64_t num_pages;
-    /**
-     * KV heads.
-     */
+    /** KV heads. */
     int64_t kv_heads;
-    /**
-     * Bytes from one page to the next of the same head, a multiple of 16. Both strides 0: [num_pages][kv_heads] pages
-     * back to back.
-     */
+    /** Bytes from one page to the next of the same head, a multiple of 16; both strides 0 as in mustafar_pool_mut. */
     int64_t page_stride;
-    /**
-     * Bytes from one head to the next of the same page, a multiple of 16.
-     */
+    /** Bytes from one head to the next of the same page, a multiple of 16. */
     int64_t head_stride;
 } mustafar_pool;
 
@@ -696,60 +467,36 @@ typedef struct mustafar_pool {
  * memory of the context.
  */
 typedef struct mustafar_sequences {
-    /**
-     * sizeof(mustafar_sequences).
-     */
+    /** sizeof(mustafar_sequences). */
     size_t struct_size;
-    /**
-     * Sequences.
-     */
+    /** Sequences. */
     int64_t batch;
-    /**
-     * Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`.
-     */
+    /** Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`. */
     int64_t max_len;
     /**
      * Page numbers, int32 [batch, >= ceil(max_len / page_tokens)]; entries past a sequence's last page are never
      * used. NULL: sequence b lies in pages b * ceil(max_len / page_tokens) and following.
      */
     const int32_t *table;
-    /**
-     * Elements from one row of `table` to the next; 0 is ceil(max_len / page_tokens).
-     */
+    /** Elements from one row of `table` to the next; 0 is ceil(max_len / page_tokens). */
     int64_t table_stride;
-    /**
-     * Compressed tokens, int32 [batch], or [batch, kv_heads] if lens_per_head; 0 to max_len.
-     */
+    /** Compressed tokens, int32 [batch], or [batch, kv_heads] if lens_per_head; 0 to max_len. */
     const int32_t *lens;
-    /**
-     * 1 if `lens` has a length per KV head (token-eviction methods), else 0.
-     */
+    /** 1 if `lens` has a length per KV head (token-eviction methods), else 0. */
     uint32_t lens_per_head;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
 } mustafar_sequences;
 
-/**
- * Arguments of mustafar_decompress.
- */
+/** Arguments of mustafar_decompress. */
 typedef struct mustafar_decompress_args {
-    /**
-     * sizeof(mustafar_decompress_args).
-     */
+    /** sizeof(mustafar_decompress_args). */
     size_t struct_size;
-    /**
-     * Pages, uniform or ragged. Required.
-     */
+    /** Pages, uniform or ragged. Required. */
     const struct mustafar_pool *pool;
-    /**
-     * Which pages, and how many tokens. Required.
-     */
+    /** Which pages, and how many tokens. Required. */
     const struct mustafar_sequences *sequences;
-    /**
-     * Centre to add back: every element becomes round(x + c), dropped ones round(c). NULL: dropped elements become +0.
-     */
+    /** Centre to add back: every element becomes round(x + c), dropped ones round(c). NULL: dropped elements become +0. */
     const struct mustafar_center *center;
     /**
      * Receives [batch, >= max_len, kv_heads, head_dim] in f16, bf16 or f32. Tokens past a sequence's length are not
@@ -758,73 +505,41 @@ typedef struct mustafar_decompress_args {
     const struct mustafar_tensor_mut *out;
 } mustafar_decompress_args;
 
-/**
- * Arguments of mustafar_validate.
- */
+/** Arguments of mustafar_validate. */
 typedef struct mustafar_validate_args {
-    /**
-     * sizeof(mustafar_validate_args).
-     */
+    /** sizeof(mustafar_validate_args). */
     size_t struct_size;
-    /**
-     * Pages, uniform or ragged. Required.
-     */
+    /** Pages, uniform or ragged. Required. */
     const struct mustafar_pool *pool;
-    /**
-     * Which pages, and how many rows of them count. Required.
-     */
+    /** Which pages, and how many rows of them count. Required. */
     const struct mustafar_sequences *sequences;
 } mustafar_validate_args;
 
-/**
- * Dense tokens of a batch: the window after the compressed tokens, or the sinks before them.
- */
+/** Dense tokens of a batch: the window after the compressed tokens, or the sinks before them. */
 typedef struct mustafar_dense {
-    /**
-     * sizeof(mustafar_dense).
-     */
+    /** sizeof(mustafar_dense). */
     size_t struct_size;
-    /**
-     * Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. Required.
-     */
+    /** Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. Required. */
     const struct mustafar_tensor *k;
-    /**
-     * Values [rows, max_len, kv_heads, v head_dim]. Required.
-     */
+    /** Values [rows, max_len, kv_heads, v head_dim]. Required. */
     const struct mustafar_tensor *v;
-    /**
-     * Valid tokens of each sequence, int32 [batch], 0 to max_len. Required.
-     */
+    /** Valid tokens of each sequence, int32 [batch], 0 to max_len. Required. */
     const int32_t *lens;
-    /**
-     * Row of the tensors that holds each sequence, int32 [batch]; NULL: row b for sequence b.
-     */
+    /** Row of the tensors that holds each sequence, int32 [batch]; NULL: row b for sequence b. */
     const int32_t *rows;
 } mustafar_dense;
 
-/**
- * The compressed tokens of a batch.
- */
+/** The compressed tokens of a batch. */
 typedef struct mustafar_compressed {
-    /**
-     * sizeof(mustafar_compressed).
-     */
+    /** sizeof(mustafar_compressed). */
     size_t struct_size;
-    /**
-     * Key pages. Required.
-     */
+    /** Key pages. Required. */
     const struct mustafar_pool *k;
-    /**
-     * Value pages: page_tokens, num_pages and kv_heads as in `k`; dtype, head_dim and keep may differ. Required.
-     */
+    /** Value pages: page_tokens, num_pages and kv_heads as in `k`; dtype, head_dim and keep may differ. Required. */
     const struct mustafar_pool *v;
-    /**
-     * Which pages, and how many tokens. Required.
-     */
+    /** Which pages, and how many tokens. Required. */
     const struct mustafar_sequences *sequences;
-    /**
-     * The centre that the key pages were written with; NULL: none.
-     */
+    /** The centre that the key pages were written with; NULL: none. */
     const struct mustafar_center *k_center;
 } mustafar_compressed;
 
@@ -834,298 +549,170 @@ typedef struct mustafar_compressed {
  * and a query sees the positions up to its own.
  */
 typedef struct mustafar_attend_args {
-    /**
-     * sizeof(mustafar_attend_args).
-     */
+    /** sizeof(mustafar_attend_args). */
     size_t struct_size;
     /**
      * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
      * reads KV head h / (q_heads / kv_heads). Required.
      */
     const struct mustafar_tensor *q;
-    /**
-     * Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. Required.
-     */
+    /** Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. Required. */
     const struct mustafar_tensor_mut *out;
     /**
      * Receives the natural-log log-sum-exp of the scaled (and softcapped) scores, f32 [1, total_q, q_heads, 1]; -inf
      * where a query sees nothing. May be NULL.
      */
     const struct mustafar_tensor_mut *lse;
-    /**
-     * Sequences in the batch.
-     */
+    /** Sequences in the batch. */
     int64_t batch;
     /**
      * First query token of each sequence, int32 [batch + 1], rising from 0 to total_q. NULL: every sequence has
      * total_q / batch query tokens.
      */
     const int32_t *q_indptr;
-    /**
-     * Upper bound of the query tokens of a sequence; 0 is total_q / batch, and only without q_indptr.
-     */
+    /** Upper bound of the query tokens of a sequence; 0 is total_q / batch, and only without q_indptr. */
     int64_t max_q_len;
-    /**
-     * First tokens, kept dense; NULL: none.
-     */
+    /** First tokens, kept dense; NULL: none. */
     const struct mustafar_dense *sinks;
-    /**
-     * Compressed tokens; NULL: none.
-     */
+    /** Compressed tokens; NULL: none. */
     const struct mustafar_compressed *compressed;
-    /**
-     * Most recent tokens, dense; NULL: none.
-     */
+    /** Most recent tokens, dense; NULL: none. */
     const struct mustafar_dense *window;
-    /**
-     * First position of each sequence that may be seen (left padding), int32 [batch]; NULL: 0.
-     */
+    /** First position of each sequence that may be seen (left padding), int32 [batch]; NULL: 0. */
     const int32_t *first;
-    /**
-     * A query sees only this many last positions, its own included; 0: all.
-     */
+    /** A query sees only this many last positions, its own included; 0: all. */
     int64_t sliding_window;
     /**
      * Tokens that one work item covers; 0: chosen from the bounds alone. A result depends on this number, not on the
      * rest of the batch or on threads.
      */
     int64_t split_tokens;
-    /**
-     * Factor of q.k; 0 is 1 / sqrt(k head_dim).
-     */
+    /** Factor of q.k; 0 is 1 / sqrt(k head_dim). */
     float scale;
-    /**
-     * c > 0 turns a score s into c * tanh(s / c); 0: off.
-     */
+    /** c > 0 turns a score s into c * tanh(s / c); 0: off. */
     float softcap;
 } mustafar_attend_args;
 
-/**
- * Arguments of mustafar_spmv_key.
- */
+/** Arguments of mustafar_spmv_key. */
 typedef struct mustafar_spmv_key_args {
-    /**
-     * sizeof(mustafar_spmv_key_args).
-     */
+    /** sizeof(mustafar_spmv_key_args). */
     size_t struct_size;
-    /**
-     * Queries [batch, q_len, q_heads, head_dim] in f16, bf16 or f32; q_heads is a multiple of kv_heads. Required.
-     */
+    /** Queries [batch, q_len, q_heads, head_dim] in f16, bf16 or f32; q_heads is a multiple of kv_heads. Required. */
     const struct mustafar_tensor *q;
-    /**
-     * Key pages. Required.
-     */
+    /** Key pages. Required. */
     const struct mustafar_pool *pool;
-    /**
-     * Which pages, and how many tokens. Required.
-     */
+    /** Which pages, and how many tokens. Required. */
     const struct mustafar_sequences *sequences;
-    /**
-     * The centre that the pages were written with; NULL: none.
-     */
+    /** The centre that the pages were written with; NULL: none. */
     const struct mustafar_center *center;
     /**
      * Receives scores, f32 [batch, q_len, q_heads, >= max_len]. Tokens past a sequence's length are not written.
      * Required.
      */
     const struct mustafar_tensor_mut *scores;
-    /**
-     * Factor of q.k; 0 is 1 / sqrt(head_dim).
-     */
+    /** Factor of q.k; 0 is 1 / sqrt(head_dim). */
     float scale;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
 } mustafar_spmv_key_args;
 
-/**
- * Arguments of mustafar_spmv_value.
- */
+/** Arguments of mustafar_spmv_value. */
 typedef struct mustafar_spmv_value_args {
-    /**
-     * sizeof(mustafar_spmv_value_args).
-     */
+    /** sizeof(mustafar_spmv_value_args). */
     size_t struct_size;
-    /**
-     * Weights of the tokens, f32 [batch, q_len, q_heads, >= max_len]. Required.
-     */
+    /** Weights of the tokens, f32 [batch, q_len, q_heads, >= max_len]. Required. */
     const struct mustafar_tensor *weights;
-    /**
-     * Value pages. Required.
-     */
+    /** Value pages. Required. */
     const struct mustafar_pool *pool;
-    /**
-     * Which pages, and how many tokens. Required.
-     */
+    /** Which pages, and how many tokens. Required. */
     const struct mustafar_sequences *sequences;
-    /**
-     * Receives [batch, q_len, q_heads, head_dim] in f16, bf16 or f32. Required.
-     */
+    /** Receives [batch, q_len, q_heads, head_dim] in f16, bf16 or f32. Required. */
     const struct mustafar_tensor_mut *out;
 } mustafar_spmv_value_args;
 
-/**
- * Arguments of mustafar_merge: two results of mustafar_attend for the same queries over different tokens.
- */
+/** Arguments of mustafar_merge: two results of mustafar_attend for the same queries over different tokens. */
 typedef struct mustafar_merge_args {
-    /**
-     * sizeof(mustafar_merge_args).
-     */
+    /** sizeof(mustafar_merge_args). */
     size_t struct_size;
-    /**
-     * First partial result [1, tokens, heads, dim] in f16, bf16 or f32. Required.
-     */
+    /** First partial result [1, tokens, heads, dim] in f16, bf16 or f32. Required. */
     const struct mustafar_tensor *a;
-    /**
-     * Its log-sum-exp, f32 [1, tokens, heads, 1], natural log; -inf and +inf mean "no tokens". Required.
-     */
+    /** Its log-sum-exp, f32 [1, tokens, heads, 1], natural log; -inf and +inf mean "no tokens". Required. */
     const struct mustafar_tensor *a_lse;
-    /**
-     * Second partial result. Required.
-     */
+    /** Second partial result. Required. */
     const struct mustafar_tensor *b;
-    /**
-     * Its log-sum-exp. Required.
-     */
+    /** Its log-sum-exp. Required. */
     const struct mustafar_tensor *b_lse;
-    /**
-     * Receives the result in f16, bf16 or f32. Required.
-     */
+    /** Receives the result in f16, bf16 or f32. Required. */
     const struct mustafar_tensor_mut *out;
-    /**
-     * Receives the log-sum-exp over both, f32 [1, tokens, heads, 1]. May be NULL.
-     */
+    /** Receives the log-sum-exp over both, f32 [1, tokens, heads, 1]. May be NULL. */
     const struct mustafar_tensor_mut *lse;
 } mustafar_merge_args;
 
-/**
- * Shape and policy of a cache.
- */
+/** Shape and policy of a cache. */
 typedef struct mustafar_cache_config {
-    /**
-     * sizeof(mustafar_cache_config).
-     */
+    /** sizeof(mustafar_cache_config). */
     size_t struct_size;
-    /**
-     * Format of key pages; uniform. Required.
-     */
+    /** Format of key pages; uniform. Required. */
     const struct mustafar_format *k;
-    /**
-     * Format of value pages; uniform, page_tokens as in `k`. Required.
-     */
+    /** Format of value pages; uniform, page_tokens as in `k`. Required. */
     const struct mustafar_format *v;
-    /**
-     * Tokens that all live sequences together may have compressed; rounded up to whole pages.
-     */
+    /** Tokens that all live sequences together may have compressed; rounded up to whole pages. */
     int64_t max_tokens;
-    /**
-     * Layers, at least 1.
-     */
+    /** Layers, at least 1. */
     uint32_t layers;
-    /**
-     * Query heads, a multiple of kv_heads.
-     */
+    /** Query heads, a multiple of kv_heads. */
     uint32_t q_heads;
-    /**
-     * KV heads, at least 1.
-     */
+    /** KV heads, at least 1. */
     uint32_t kv_heads;
-    /**
-     * Live sequences at most; 0 is 1.
-     */
+    /** Live sequences at most; 0 is 1. */
     uint32_t max_sequences;
-    /**
-     * R: the newest tokens that are never compressed; 0 is 32.
-     */
+    /** R: the newest tokens that are never compressed; 0 is 32. */
     uint32_t window;
-    /**
-     * Tokens compressed together once the window holds window + group, a multiple of page_tokens; 0 is 256.
-     */
+    /** Tokens compressed together once the window holds window + group, a multiple of page_tokens; 0 is 256. */
     uint32_t group;
-    /**
-     * First tokens that stay dense; 0 is 4, MUSTAFAR_SINKS_NONE is none.
-     */
+    /** First tokens that stay dense; 0 is 4, MUSTAFAR_SINKS_NONE is none. */
     uint32_t sinks;
-    /**
-     * A mustafar_center_mode.
-     */
+    /** A mustafar_center_mode. */
     uint32_t center;
 } mustafar_cache_config;
 
-/**
- * What a cache or a sequence holds, in bytes.
- */
+/** What a cache or a sequence holds, in bytes. */
 typedef struct mustafar_cache_bytes_info {
-    /**
-     * sizeof(mustafar_cache_bytes_info).
-     */
+    /** sizeof(mustafar_cache_bytes_info). */
     size_t struct_size;
-    /**
-     * All tokens of all layers stored dense in the value types; shared ones once per sequence.
-     */
+    /** All tokens of all layers stored dense in the value types; shared ones once per sequence. */
     size_t dense_equivalent;
-    /**
-     * Pages in use, every layer, K and V. Shared pages count once for a cache, in full for a sequence.
-     */
+    /** Pages in use, every layer, K and V. Shared pages count once for a cache, in full for a sequence. */
     size_t pages;
-    /**
-     * Dense tokens in use: window and sinks.
-     */
+    /** Dense tokens in use: window and sinks. */
     size_t window;
-    /**
-     * Memory the cache has allocated, used or not.
-     */
+    /** Memory the cache has allocated, used or not. */
     size_t allocated;
 } mustafar_cache_bytes_info;
 
-/**
- * Arguments of mustafar_cache_attend: num_sequences sequences with total_q / num_sequences queries each.
- */
+/** Arguments of mustafar_cache_attend: num_sequences sequences with total_q / num_sequences queries each. */
 typedef struct mustafar_cache_attend_args {
-    /**
-     * sizeof(mustafar_cache_attend_args).
-     */
+    /** sizeof(mustafar_cache_attend_args). */
     size_t struct_size;
-    /**
-     * Sequences in the order of the queries, host memory; no sequence twice. Required.
-     */
+    /** Sequences in the order of the queries, host memory; no sequence twice. Required. */
     const uint64_t *sequences;
-    /**
-     * How many.
-     */
+    /** How many. */
     int64_t num_sequences;
-    /**
-     * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. Required.
-     */
+    /** Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. Required. */
     const struct mustafar_tensor *q;
-    /**
-     * Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32. Required.
-     */
+    /** Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32. Required. */
     const struct mustafar_tensor_mut *out;
-    /**
-     * Receives the natural-log log-sum-exp, f32 [1, total_q, q_heads, 1]. May be NULL.
-     */
+    /** Receives the natural-log log-sum-exp, f32 [1, total_q, q_heads, 1]. May be NULL. */
     const struct mustafar_tensor_mut *lse;
-    /**
-     * A query sees only this many last positions, its own included; 0: all.
-     */
+    /** A query sees only this many last positions, its own included; 0: all. */
     int64_t sliding_window;
-    /**
-     * Factor of q.k; 0 is 1 / sqrt(k head_dim).
-     */
+    /** Factor of q.k; 0 is 1 / sqrt(k head_dim). */
     float scale;
-    /**
-     * c > 0 turns a score s into c * tanh(s / c); 0: off.
-     */
+    /** c > 0 turns a score s into c * tanh(s / c); 0: off. */
     float softcap;
-    /**
-     * Layer, 0 to layers - 1.
-     */
+    /** Layer, 0 to layers - 1. */
     uint32_t layer;
-    /**
-     * 0.
-     */
+    /** Must be 0. */
     uint32_t reserved;
 } mustafar_cache_attend_args;
 

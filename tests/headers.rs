@@ -106,6 +106,26 @@ fn macros() -> String {
     )
 }
 
+/// Comments of one line take one line.
+fn shorten_comments(header: &str) -> String {
+    let mut lines: Vec<&str> = header.lines().collect();
+    let mut short = String::new();
+    while let [first, rest @ ..] = lines.as_slice() {
+        let indent = &first[..first.len() - first.trim_start().len()];
+        match rest {
+            [text, end, ..] if first.trim() == "/**" && end.trim() == "*/" => {
+                writeln!(short, "{indent}/** {} */", text.trim().trim_start_matches("* ")).unwrap();
+                lines.drain(..3);
+            }
+            _ => {
+                writeln!(short, "{first}").unwrap();
+                lines.drain(..1);
+            }
+        }
+    }
+    short
+}
+
 /// One macro per structure that initialises every field, so that no compiler warns of missing ones.
 fn init_macros(header: &str) -> String {
     let mut text = "\n/* Initialisers: struct_size, and zero for every other field. */\n".to_owned();
@@ -137,7 +157,7 @@ fn generate() -> String {
     let builder = SOURCES.iter().fold(empty, |b, source| b.with_src(root.join(source)));
     let mut bytes = Vec::new();
     builder.generate().expect("src/capi parses").write(&mut bytes);
-    let header = String::from_utf8(bytes).unwrap();
+    let header = shorten_comments(&String::from_utf8(bytes).unwrap());
     let end = "#endif  /* MUSTAFAR_H */";
     let (body, tail) = header.split_once(end).expect("cbindgen closes its guard so");
     format!("{body}{}\n{end}{tail}", init_macros(&header).trim_start_matches('\n'))

@@ -35,7 +35,7 @@ pub struct mustafar_context_config {
     pub threads: u32,
     /// Index of the device; 0 on the CPU backend.
     pub device: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 

@@ -9,15 +9,15 @@ use crate::ops::Center;
 use crate::pool::{PagePool, PagePoolMut, PoolLayout, Sequences};
 use std::ffi::c_void;
 
-/// Pages of one side (K or V) that are read: page p of KV head h starts at `data + p * page_stride + h * head_stride`
+/// Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h * head_stride`
 /// bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct mustafar_pool {
-    /// sizeof(mustafar_pool).
+pub struct mustafar_pool_mut {
+    /// sizeof(mustafar_pool_mut).
     pub struct_size: usize,
     /// Page 0 of head 0, aligned to 16 bytes, in the memory of the context. May be NULL in an empty pool.
-    pub data: *const c_void,
+    pub data: *mut c_void,
     /// Format of every page. Required.
     pub format: *const mustafar_format,
     /// Pages per head.
@@ -31,23 +31,23 @@ pub struct mustafar_pool {
     pub head_stride: i64,
 }
 
-/// As mustafar_pool, for pages that are written.
+/// As mustafar_pool_mut, for pages that are read.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct mustafar_pool_mut {
-    /// sizeof(mustafar_pool_mut).
+pub struct mustafar_pool {
+    /// sizeof(mustafar_pool).
     pub struct_size: usize,
-    /// As in mustafar_pool.
-    pub data: *mut c_void,
-    /// As in mustafar_pool.
+    /// As in mustafar_pool_mut; never written.
+    pub data: *const c_void,
+    /// Format of every page. Required.
     pub format: *const mustafar_format,
-    /// As in mustafar_pool.
+    /// Pages per head.
     pub num_pages: i64,
-    /// As in mustafar_pool.
+    /// KV heads.
     pub kv_heads: i64,
-    /// As in mustafar_pool.
+    /// Bytes from one page to the next of the same head, a multiple of 16; both strides 0 as in mustafar_pool_mut.
     pub page_stride: i64,
-    /// As in mustafar_pool.
+    /// Bytes from one head to the next of the same page, a multiple of 16.
     pub head_stride: i64,
 }
 
@@ -71,7 +71,7 @@ pub struct mustafar_sequences {
     pub lens: *const i32,
     /// 1 if `lens` has a length per KV head (token-eviction methods), else 0.
     pub lens_per_head: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 

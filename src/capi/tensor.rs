@@ -7,19 +7,20 @@ use crate::error::Result;
 use crate::tensor::{Shape, Tensor, TensorMut};
 use std::ffi::c_void;
 
-/// A dense tensor [batch, tokens, heads, dim] that is read. Elements of a row of `dim` are adjacent; the other
+/// A dense tensor [batch, tokens, heads, dim] that is written. Elements of a row of `dim` are adjacent; the other
 /// dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
-/// as it is, so a stride of 0 repeats the same data. Dimensions of 0 are legal, and `data` may then be NULL.
+/// as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of the
+/// same call.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct mustafar_tensor {
-    /// sizeof(mustafar_tensor).
+pub struct mustafar_tensor_mut {
+    /// sizeof(mustafar_tensor_mut).
     pub struct_size: usize,
     /// Element [0, 0, 0, 0], aligned to the element type, in the memory of the context (host or device).
-    pub data: *const c_void,
+    pub data: *mut c_void,
     /// A mustafar_dtype. Required.
     pub dtype: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
     /// Sequences.
     pub batch: i64,
@@ -37,31 +38,31 @@ pub struct mustafar_tensor {
     pub head_stride: i64,
 }
 
-/// As mustafar_tensor, for a tensor that is written. Rows must not overlap each other or an input of the same call.
+/// As mustafar_tensor_mut, for a tensor that is read. A stride of 0 repeats the same data.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub struct mustafar_tensor_mut {
-    /// sizeof(mustafar_tensor_mut).
+pub struct mustafar_tensor {
+    /// sizeof(mustafar_tensor).
     pub struct_size: usize,
-    /// As in mustafar_tensor.
-    pub data: *mut c_void,
-    /// As in mustafar_tensor.
+    /// As in mustafar_tensor_mut; never written.
+    pub data: *const c_void,
+    /// A mustafar_dtype. Required.
     pub dtype: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
-    /// As in mustafar_tensor.
+    /// Sequences.
     pub batch: i64,
-    /// As in mustafar_tensor.
+    /// Tokens per sequence.
     pub tokens: i64,
-    /// As in mustafar_tensor.
+    /// Heads.
     pub heads: i64,
-    /// As in mustafar_tensor.
+    /// Elements per row.
     pub dim: i64,
-    /// As in mustafar_tensor.
+    /// Elements from one sequence to the next; not negative.
     pub batch_stride: i64,
-    /// As in mustafar_tensor.
+    /// Elements from one token to the next; not negative.
     pub token_stride: i64,
-    /// As in mustafar_tensor.
+    /// Elements from one head to the next; not negative.
     pub head_stride: i64,
 }
 

@@ -36,7 +36,7 @@ pub struct mustafar_cache_attend_args {
     pub softcap: f32,
     /// Layer, 0 to layers - 1.
     pub layer: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 

@@ -39,7 +39,7 @@ pub struct mustafar_prune_args {
     pub keep: u32,
     /// TOKEN_REFERENCE_TIES: 1 to dim, max(1, floor(sparsity * dim)). Else 0.
     pub dropped: u32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
     /// Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude.
     pub weights: *const f32,

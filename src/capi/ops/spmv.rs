@@ -31,7 +31,7 @@ pub struct mustafar_spmv_key_args {
     pub scores: *const mustafar_tensor_mut,
     /// Factor of q.k; 0 is 1 / sqrt(head_dim).
     pub scale: f32,
-    /// 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 
