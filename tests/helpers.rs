@@ -1,5 +1,5 @@
 //! The shared helpers must notice what they are there to notice.
-#![allow(clippy::unwrap_used)]
+#![allow(unsafe_code, clippy::panic, clippy::unwrap_used)]
 
 mod common;
 
@@ -44,20 +44,39 @@ fn comparator_rejects_a_wrong_direction() {
 
 #[test]
 #[should_panic(expected = "bytes outside the buffer")]
-fn canaries_notice_a_write_past_the_end() {
+fn canaries_notice_a_write_before_the_buffer() {
     let mut bytes = Bytes::poisoned(100);
     bytes.corrupt_canary();
 }
 
 #[test]
 fn buffers_are_aligned_and_poisoned() {
-    for len in [0, 1, 100, 4096] {
+    for len in [0, 1, 100, 4096, 4112] {
         let bytes = Bytes::poisoned(len);
-        assert_eq!(bytes.as_ptr() as usize % 64, 0);
+        assert_eq!(bytes.as_ptr() as usize % 16, 0);
         assert!(bytes.len() == len && bytes.iter().all(|&b| b == 0xFF));
     }
     let nan = reference::value(DType::F16, 0xFFFF);
     assert!(nan.is_nan() && reference::value(DType::Bf16, 0xFFFF).is_nan());
+}
+
+/// Runs itself again as a child that reads one byte past a buffer, and expects the child to die of it.
+#[test]
+fn reading_past_a_buffer_is_fatal() {
+    const CHILD: &str = "MUSTAFAR_TEST_READ_PAST";
+    let bytes = Bytes::poisoned(160);
+    if std::env::var_os(CHILD).is_some() {
+        // SAFETY: none. The page after the buffer is inaccessible, so this must kill the process.
+        let byte = unsafe { bytes.as_ptr().add(bytes.len()).read_volatile() };
+        panic!("read {byte} past the end");
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "reading_past_a_buffer_is_fatal"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+    assert!(signal == Some(libc::SIGSEGV) || signal == Some(libc::SIGBUS), "{child:?}");
 }
 
 #[test]
