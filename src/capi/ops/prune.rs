@@ -5,7 +5,7 @@ use crate::capi::ops::run;
 use crate::capi::status::mustafar_status;
 use crate::capi::structs::extensible;
 use crate::capi::tensor::{mustafar_tensor_mut, tensor_mut, tensor_names};
-use crate::capi::views::{product, reserved};
+use crate::capi::views::{Pointers, product, reserved};
 use crate::error::{Error, Result};
 use crate::ops::{self, Prune, Selection};
 use std::ffi::c_void;
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn mustafar_prune(
     args: *const mustafar_prune_args,
     stream: *mut c_void,
 ) -> mustafar_status {
-    let op = |context: &_, stream, pointers: crate::capi::views::Pointers, a: mustafar_prune_args| {
+    let op = |context: &_, stream, pointers: Pointers, a: mustafar_prune_args| {
         reserved("reserved", a.reserved)?;
         // SAFETY: the contract of this module.
         let x = unsafe { tensor_mut(pointers, &tensor_names!("x"), a.x)? };
