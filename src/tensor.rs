@@ -203,6 +203,11 @@ pub(crate) struct Rows<'a, T> {
 }
 
 impl<'a, T: Element> Rows<'a, T> {
+    /// The elements from the start of one row to the end of the tensor.
+    pub(crate) fn from(&self, b: usize, t: usize, h: usize) -> &'a [T] {
+        &self.elements[self.shape.offset(b, t, h)..]
+    }
+
     /// The `dim` elements of one row.
     pub(crate) fn row(&self, b: usize, t: usize, h: usize) -> &'a [T] {
         &self.elements[self.shape.offset(b, t, h)..][..self.shape.dim]

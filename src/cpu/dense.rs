@@ -4,8 +4,10 @@ use crate::cpu::math::{bf16_to_f32, f16_to_f32};
 use crate::cpu::simd_attend::Block;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::mem::Element;
 use crate::tensor::{Rows, RowsMut, Tensor, TensorMut};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Rows of a tensor on the host.
 #[derive(Debug, Clone, Copy)]
@@ -43,12 +45,13 @@ impl<'a> AnyRows<'a> {
         }
     }
 
-    /// Adds one row to a dense block of the same dtype.
-    pub(crate) fn push(&self, b: usize, t: usize, h: usize, block: &mut Block<'a>) {
+    /// Adds the rows of `tokens` to a dense block of the same dtype.
+    pub(crate) fn push(&self, b: usize, tokens: Range<usize>, h: usize, block: &mut Block<'a>) {
+        let (t, n) = (tokens.start, tokens.len());
         match self {
-            Self::F16(rows) => block.push_dense(rows.row(b, t, h)),
-            Self::Bf16(rows) => block.push_dense(rows.row(b, t, h)),
-            Self::F32(rows) => block.push_dense(rows.row(b, t, h)),
+            Self::F16(rows) => block.push_dense_run(rows.from(b, t, h), rows.shape.token_stride, n),
+            Self::Bf16(rows) => block.push_dense_run(rows.from(b, t, h), rows.shape.token_stride, n),
+            Self::F32(rows) => block.push_dense_run(rows.from(b, t, h), rows.shape.token_stride, n),
         }
     }
 }
@@ -111,8 +114,60 @@ impl<'a> AnyRowsMut<'a> {
         split!(self, split_tokens, t)
     }
 
+    /// Sequences before `b`, and those from `b` on.
+    pub(crate) fn split_batch(self, b: usize) -> (Self, Self) {
+        split!(self, split_batch, b)
+    }
+
     /// Heads before `h`, and those from `h` on, of every token.
     pub(crate) fn split_heads(self, h: usize) -> (Self, Self) {
         split!(self, split_heads, h)
     }
+}
+
+/// Rows that can be cut up for threads.
+pub(crate) trait SplitRows: Sized {
+    /// Sequences before `b`, and those from `b` on.
+    fn batches(self, b: usize) -> (Self, Self);
+    /// Heads before `h`, and those from `h` on, of every token.
+    fn heads(self, h: usize) -> (Self, Self);
+}
+
+impl SplitRows for AnyRowsMut<'_> {
+    fn batches(self, b: usize) -> (Self, Self) {
+        self.split_batch(b)
+    }
+
+    fn heads(self, h: usize) -> (Self, Self) {
+        self.split_heads(h)
+    }
+}
+
+impl<T: Element> SplitRows for RowsMut<'_, T> {
+    fn batches(self, b: usize) -> (Self, Self) {
+        self.split_batch(b)
+    }
+
+    fn heads(self, h: usize) -> (Self, Self) {
+        self.split_heads(h)
+    }
+}
+
+/// The rows of `[batch, tokens, kv_heads * group, dim]` by sequence and KV head.
+pub(crate) fn by_head<R: SplitRows>(
+    rows: R,
+    batch: usize,
+    kv_heads: usize,
+    group: usize,
+) -> impl Iterator<Item = ((usize, usize), R)> {
+    let (mut sequences, mut heads) = (Some(rows), None);
+    (0..batch).flat_map(move |b| (0..kv_heads).map(move |head| (b, head))).filter_map(move |(b, head)| {
+        if head == 0 {
+            let (sequence, rest) = sequences.take()?.batches(1);
+            (heads, sequences) = (Some(sequence), Some(rest));
+        }
+        let (piece, rest) = heads.take()?.heads(group);
+        heads = Some(rest);
+        Some(((b, head), piece))
+    })
 }

@@ -45,6 +45,11 @@ pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
     (if a < 0.3 { small } else { large }).copysign(x)
 }
 
+/// Dot product, rounded once: a centre's part of a score shifts every token alike.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+}
+
 /// The value of an IEEE binary16, exactly. Signalling NaNs stay NaN.
 #[inline(always)]
 pub(crate) fn f16_to_f32(h: u16) -> f32 {

@@ -8,11 +8,13 @@ pub(crate) mod dense;
 mod level;
 mod math;
 pub(crate) mod median;
+pub(crate) mod merge;
 mod packed;
 pub(crate) mod parallel;
 pub(crate) mod prune;
 mod select;
 mod simd_attend;
 pub(crate) mod simd_rows;
+pub(crate) mod spmv;
 
 pub use level::Level;

@@ -11,8 +11,8 @@ pub(crate) const TAIL_BYTES: usize = BLOCK * (MAX_DIM + PAD) * 2;
 
 /// Adds the rows of tokens `tokens` (at most [`BLOCK`]) of sequence `b` to `block`.
 ///
-/// The inner loops read up to `dim + PAD` values from where a row starts. Rows near the end of a page have fewer
-/// behind them and are copied to `tail` first, so that no damage of a page can lead outside it.
+/// The inner loops read a little past the values that a bitmap asks for, which damage can make `dim`. Rows that
+/// might so lead outside their page, at its end, are copied to `tail` first.
 pub(crate) fn push_rows<'a>(
     pages: &Pages<'a>,
     sequences: &HostSequences<'_>,
@@ -22,27 +22,40 @@ pub(crate) fn push_rows<'a>(
     block: &mut Block<'a>,
 ) {
     let format = pages.layout.format;
-    let (page_tokens, bits_bytes) = (format.page_tokens(), format.bitmap_row_bytes());
-    let reach = (format.head_dim() + PAD) * 2;
+    let page_tokens = format.page_tokens();
     let mut token = tokens.start;
     while token < tokens.end {
         let page = pages.page(sequences.page(b, token / page_tokens), head);
         let (bitmap, values) = (&page[..format.bitmap_bytes()], &page[format.values_offset()..]);
         let first = token % page_tokens;
-        let rows = first..page_tokens.min(first + tokens.end - token);
+        let mut rows = first..page_tokens.min(first + tokens.end - token);
         token += rows.len();
+        if let Rows::Uniform { keep } = format.rows() {
+            // Rows that stay inside whatever their bits go in one step.
+            let reach = (format.head_dim() + PAD) * 2;
+            let inside = values.len().checked_sub(reach).map_or(0, |room| room / (keep * 2) + 1);
+            let run = rows.start..rows.end.min(inside);
+            if !run.is_empty() {
+                let bits = &bitmap[run.start * format.bitmap_row_bytes()..];
+                block.push_packed_run(bits, &values[run.start * keep * 2..], keep * 2, run.len());
+                rows.start = run.end;
+            }
+        }
         for row in rows {
             let (start, len) = match format.rows() {
                 Rows::Uniform { keep } => (row * keep, keep),
                 Rows::Ragged { capacity } => ragged_row(&page[format.bitmap_bytes()..], row, capacity),
             };
-            let bits = &bitmap[row * bits_bytes..][..bits_bytes];
-            if let Some(values) = values.get(start * 2..start * 2 + reach) {
+            let bits = &bitmap[row * format.bitmap_row_bytes()..][..format.bitmap_row_bytes()];
+            let values = &values[start * 2..];
+            let kept: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+            let reach = (kept as usize + PAD) * 2;
+            if values.len() >= reach {
                 block.push_packed(bits, values);
             } else {
-                let (copy, rest) = tail.split_at_mut(reach);
-                let bytes = len.min(format.head_dim()) * 2;
-                copy[..bytes].copy_from_slice(&values[start * 2..][..bytes]);
+                let (copy, rest) = std::mem::take(&mut tail).split_at_mut(reach);
+                let bytes = len.min(kept as usize) * 2;
+                copy[..bytes].copy_from_slice(&values[..bytes]);
                 block.push_packed(bits, copy);
                 tail = rest;
             }

@@ -1,10 +1,16 @@
 //! `spmv_key` and `spmv_value`: the two halves of attention over compressed pages, unfused.
 
-use crate::backend::{Context, Stream};
-use crate::error::Result;
+use crate::backend::{Backend, Context, Stream};
+use crate::cpu::dense::{AnyRows, AnyRowsMut};
+use crate::cpu::spmv::{self, Source};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::ops::attend::Center;
-use crate::pool::{PagePool, Sequences};
-use crate::tensor::{Tensor, TensorMut};
+use crate::ops::check::{self, HostCenter, HostSequences};
+use crate::pool::{PagePool, PoolLayout, Sequences};
+use crate::tensor::{Shape, Tensor, TensorMut};
+
+const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
 /// Arguments of [`spmv_key`].
 #[derive(Debug)]
@@ -40,16 +46,91 @@ pub struct SpmvValue<'a> {
 ///
 /// # Errors
 /// Each names the argument: shapes, dtypes, heads, lengths and page numbers.
-pub fn spmv_key(context: &Context, stream: Stream, args: SpmvKey<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn spmv_key(context: &Context, stream: Stream, mut args: SpmvKey<'_>) -> Result<()> {
+    stream.check(context)?;
+    let (layout, q) = (&args.pool.layout, &args.q.shape);
+    check::dtype("q.dtype", args.q.dtype, &FLOATS)?;
+    check::dtype("scores.dtype", args.scores.dtype, &[DType::F32])?;
+    check::same("q.dim", q.dim, layout.format.head_dim(), "head_dim of the pages")?;
+    shapes(["q.batch", "q.heads"], q, &args.sequences, layout)?;
+    let scores = &args.scores.shape;
+    same_rows(["scores.batch", "scores.tokens", "scores.heads"], scores, q, "as q")?;
+    long_enough("scores.dim", scores, &args.sequences)?;
+    if let Some(center) = &args.center {
+        check::center_batch("center.batch", center, args.sequences.batch)?;
+    }
+    let scale = args.scale.unwrap_or(1.0 / (q.dim as f32).sqrt());
+    if !scale.is_finite() {
+        return Err(Error::invalid("scale", scale, "a finite number"));
+    }
+    match context.backend() {
+        Backend::Cpu => {
+            let source = source(&args.pool, &args.sequences)?;
+            let center = |c| HostCenter::new("center.values", c, layout.kv_heads, q.dim);
+            let center = args.center.as_ref().map(center).transpose()?;
+            let q = AnyRows::new("q", &args.q)?;
+            spmv::key(context, source, q, center, scale, args.scores.rows_mut("scores")?);
+        }
+    }
+    Ok(())
 }
 
 /// `out[b, i, h] = sum over t of weights[b, i, h, t] * v[b, t, h / group]`.
 ///
 /// # Errors
 /// As [`spmv_key`].
-pub fn spmv_value(context: &Context, stream: Stream, args: SpmvValue<'_>) -> Result<()> {
-    let _ = (context, stream, args);
-    todo!()
+pub fn spmv_value(context: &Context, stream: Stream, mut args: SpmvValue<'_>) -> Result<()> {
+    stream.check(context)?;
+    let (layout, weights) = (&args.pool.layout, &args.weights.shape);
+    check::dtype("weights.dtype", args.weights.dtype, &[DType::F32])?;
+    check::dtype("out.dtype", args.out.dtype, &FLOATS)?;
+    shapes(["weights.batch", "weights.heads"], weights, &args.sequences, layout)?;
+    long_enough("weights.dim", weights, &args.sequences)?;
+    same_rows(["out.batch", "out.tokens", "out.heads"], &args.out.shape, weights, "as weights")?;
+    check::same("out.dim", args.out.shape.dim, layout.format.head_dim(), "head_dim of the pages")?;
+    match context.backend() {
+        Backend::Cpu => {
+            let source = source(&args.pool, &args.sequences)?;
+            let weights = args.weights.rows("weights")?;
+            spmv::value(context, source, weights, AnyRowsMut::new("out", &mut args.out)?);
+        }
+    }
+    Ok(())
+}
+
+/// What the inputs of both ops share.
+fn shapes(
+    [batch, heads]: [&'static str; 2],
+    shape: &Shape,
+    sequences: &Sequences<'_>,
+    layout: &PoolLayout,
+) -> Result<()> {
+    check::same(batch, shape.batch, sequences.batch, "batch of sequences")?;
+    if shape.heads == 0 || layout.kv_heads == 0 || !shape.heads.is_multiple_of(layout.kv_heads) {
+        let allowed = format!("a positive multiple of the {} KV heads", layout.kv_heads);
+        return Err(Error::invalid(heads, shape.heads, allowed));
+    }
+    check::sequences(sequences, layout)
+}
+
+fn same_rows(
+    [batch, tokens, heads]: [&'static str; 3],
+    shape: &Shape,
+    expected: &Shape,
+    source: &str,
+) -> Result<()> {
+    check::same(batch, shape.batch, expected.batch, source)?;
+    check::same(tokens, shape.tokens, expected.tokens, source)?;
+    check::same(heads, shape.heads, expected.heads, source)
+}
+
+fn long_enough(argument: &'static str, shape: &Shape, sequences: &Sequences<'_>) -> Result<()> {
+    if shape.dim < sequences.max_len {
+        return Err(Error::invalid(argument, shape.dim, format!("at least max_len ({})", sequences.max_len)));
+    }
+    Ok(())
+}
+
+fn source<'a>(pool: &PagePool<'a>, sequences: &Sequences<'a>) -> Result<Source<'a>> {
+    Ok(Source { pages: pool.pages("pool")?, sequences: HostSequences::new(sequences, &pool.layout)? })
 }

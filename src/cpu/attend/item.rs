@@ -2,6 +2,7 @@
 
 use super::{DIRECT_ROWS, Layout, intersect};
 use crate::cpu::dense::AnyRows;
+use crate::cpu::math;
 use crate::cpu::packed::push_rows;
 use crate::cpu::simd_attend::{BLOCK, Block, Encoding, Simd, Softmax};
 use crate::dtype::DType;
@@ -112,9 +113,7 @@ impl Item {
             _ => return scratch.bias.fill(0.0),
         };
         for (bias, q) in scratch.bias.iter_mut().zip(scratch.q.chunks_exact(host.shapes.k_dim)) {
-            // In float64, since one rounding of this sum shifts every score of the row.
-            let exact: f64 = q.iter().zip(center).map(|(q, c)| f64::from(*q) * f64::from(*c)).sum();
-            *bias = exact as f32;
+            *bias = math::dot(q, center);
         }
     }
 
@@ -230,7 +229,7 @@ impl Item {
                 };
                 let mut block = Block::new(Encoding::Dense(rows.dtype()), dim);
                 let b = dense.row(self.b);
-                tokens.for_each(|t| rows.push(b, t, self.head, &mut block));
+                rows.push(b, tokens, self.head, &mut block);
                 block
             }
         }
@@ -250,6 +249,6 @@ fn wide<'a>(simd: Simd, block: Block<'a>, buffer: &'a mut [f32]) -> Block<'a> {
     }
     simd.expand(&block, buffer);
     let mut wide = Block::new(Encoding::Dense(DType::F32), block.dim());
-    buffer.chunks_exact(block.dim()).take(block.len()).for_each(|row| wide.push_dense(row));
+    wide.push_dense_run(buffer, block.dim(), block.len());
     wide
 }

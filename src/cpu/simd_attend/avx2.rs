@@ -123,13 +123,19 @@ fn dot_heads<S: Source, const H: usize, const T: usize>(block: &Block<'_>, q: &[
     let rows = block.rows();
     for first in (0..rows.len()).step_by(T) {
         // Past the end the last row is computed again; its scores land in elements that mean nothing.
-        let mut rows: [Cursor; T] = std::array::from_fn(|t| start(&rows[(first + t).min(rows.len() - 1)]));
+        let mut cursors = [start(&rows[first]); T];
+        for (t, cursor) in cursors.iter_mut().enumerate() {
+            *cursor = start(&rows[(first + t).min(rows.len() - 1)]);
+        }
         let mut sums = [[_mm256_setzero_ps(); H]; T];
         // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
         // loads from `q` stay below `H * dim`.
         unsafe {
             for channel in (0..dim).step_by(STEP) {
-                let x: [__m256; T] = std::array::from_fn(|t| S::next(&mut rows[t]));
+                let mut x = [_mm256_setzero_ps(); T];
+                for (x, cursor) in x.iter_mut().zip(&mut cursors) {
+                    *x = S::next(cursor);
+                }
                 for h in 0..H {
                     let q = _mm256_loadu_ps(q.as_ptr().add(h * dim + channel));
                     for t in 0..T {
@@ -202,11 +208,17 @@ fn sum_heads<S: Source, const H: usize, const W: usize>(
         // row and `W * STEP` divides `dim`, which also bounds the accesses to `sums`; at most BLOCK rows.
         unsafe {
             let at = |h: usize, w: usize| h * dim + channel + w * STEP;
-            let mut totals: [[__m256; W]; H] = std::array::from_fn(|h| {
-                std::array::from_fn(|w| _mm256_loadu_ps(sums.as_ptr().add(at(h, w))))
-            });
+            let mut totals = [[_mm256_setzero_ps(); W]; H];
+            for (h, totals) in totals.iter_mut().enumerate() {
+                for (w, total) in totals.iter_mut().enumerate() {
+                    *total = _mm256_loadu_ps(sums.as_ptr().add(at(h, w)));
+                }
+            }
             for (t, cursor) in cursors[..rows.len()].iter_mut().enumerate() {
-                let x: [__m256; W] = std::array::from_fn(|_| S::next(cursor));
+                let mut x = [_mm256_setzero_ps(); W];
+                for x in &mut x {
+                    *x = S::next(cursor);
+                }
                 for (h, totals) in totals.iter_mut().enumerate() {
                     let weight = _mm256_broadcast_ss(&*weights.as_ptr().add(h * BLOCK + t));
                     for (total, x) in totals.iter_mut().zip(&x) {

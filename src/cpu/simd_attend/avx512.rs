@@ -42,6 +42,22 @@ unsafe fn widen<const BF16: bool>(half: __m256i) -> __m512 {
     }
 }
 
+/// 16 channels from the values at `values`: those with a bit take the next value each, the others are +0.
+///
+/// # Safety
+/// 32 bytes at `values` must be readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
+unsafe fn expand16(bits: u16, values: *const u8) -> __m256i {
+    // SAFETY: the caller vouches for `values`; the empty instruction changes nothing. It keeps the compiler from
+    // folding the load into `vpexpandw`, whose memory form is microcoded on Zen 4.
+    unsafe {
+        let mut loaded = _mm256_loadu_si256(values.cast());
+        std::arch::asm!("/* {0} */", inout(ymm_reg) loaded, options(pure, nomem, nostack, preserves_flags));
+        _mm256_maskz_expand_epi16(bits, loaded)
+    }
+}
+
 impl<const BF16: bool> Source for Packed<BF16> {
     #[inline(always)]
     unsafe fn at(row: &Row, channel: usize) -> Cursor {
@@ -58,11 +74,12 @@ impl<const BF16: bool> Source for Packed<BF16> {
         // SAFETY: 4 bytes of bitmap are left, and `PAD` values follow the last kept one of the row.
         unsafe {
             let bits = cursor.bits.cast::<u32>().read_unaligned();
-            let values = _mm512_loadu_si512(cursor.values.cast());
-            let x = _mm512_maskz_expand_epi16(bits, values);
+            let low = expand16(bits as u16, cursor.values);
+            let second = cursor.values.add(2 * (bits as u16).count_ones() as usize);
+            let high = expand16((bits >> 16) as u16, second);
             cursor.bits = cursor.bits.add(4);
             cursor.values = cursor.values.add(2 * bits.count_ones() as usize);
-            [widen::<BF16>(_mm512_castsi512_si256(x)), widen::<BF16>(_mm512_extracti64x4_epi64::<1>(x))]
+            [widen::<BF16>(low), widen::<BF16>(high)]
         }
     }
 }
@@ -116,12 +133,12 @@ macro_rules! by_source {
     };
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
     by_source!(block, dot_source(block, q, scores));
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
     for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
         match q.len() / block.dim {
@@ -134,7 +151,7 @@ fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
 }
 
 /// 4 rows times H heads in registers: each expanded vector meets H queries, each query vector 4 rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn dot_heads<S: Source, const H: usize>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
     let dim = block.dim;
     assert!(q.len() == H * dim && scores.len() >= H * BLOCK && BLOCK.is_multiple_of(4), "dot shapes");
@@ -144,11 +161,14 @@ fn dot_heads<S: Source, const H: usize>(block: &Block<'_>, q: &[f32], scores: &m
         // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
         // loads from `q` stay below `H * dim`, and stores end at `first + 4 <= BLOCK` in each of H rows of scores.
         unsafe {
-            let mut rows: [Cursor; 4] =
-                std::array::from_fn(|t| S::at(&rows[(first + t).min(rows.len() - 1)], 0));
+            let at = |t: usize| S::at(&rows[(first + t).min(rows.len() - 1)], 0);
+            let mut rows = [at(0), at(1), at(2), at(3)];
             let mut sums = [[_mm512_setzero_ps(); 4]; H];
             for channel in (0..dim).step_by(STEP) {
-                let x: [[__m512; 2]; 4] = std::array::from_fn(|t| S::next(&mut rows[t]));
+                let mut x = [[_mm512_setzero_ps(); 2]; 4];
+                for (x, row) in x.iter_mut().zip(&mut rows) {
+                    *x = S::next(row);
+                }
                 for (h, sums) in sums.iter_mut().enumerate() {
                     let q = q.as_ptr().add(h * dim + channel);
                     let q = [_mm512_loadu_ps(q), _mm512_loadu_ps(q.add(16))];
@@ -186,12 +206,12 @@ fn horizontal(x: &[__m512; 4]) -> __m128 {
     _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
     by_source!(block, sum_source(block, weights, sums));
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
     for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
         match sums.len() / block.dim {
@@ -203,7 +223,7 @@ fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn sum_heads<S: Source, const H: usize>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
     for channel in (0..block.dim).step_by(2 * STEP) {
         if block.dim - channel == STEP {
@@ -215,7 +235,7 @@ fn sum_heads<S: Source, const H: usize>(block: &Block<'_>, weights: &[f32], sums
 }
 
 /// `32 * W` channels of H heads in registers while the rows go by.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn sum_channels<S: Source, const H: usize, const W: usize>(
     block: &Block<'_>,
     channel: usize,
@@ -228,15 +248,19 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
     // accesses to `sums`, and there are at most BLOCK rows, hence weights.
     unsafe {
         let at = |h: usize, w: usize| h * dim + channel + w * STEP;
-        let mut totals: [[[__m512; 2]; W]; H] = std::array::from_fn(|h| {
-            std::array::from_fn(|w| {
+        let mut totals = [[[_mm512_setzero_ps(); 2]; W]; H];
+        for (h, totals) in totals.iter_mut().enumerate() {
+            for (w, total) in totals.iter_mut().enumerate() {
                 let sums = sums.as_ptr().add(at(h, w));
-                [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))]
-            })
-        });
+                *total = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(16))];
+            }
+        }
         for (t, row) in block.rows().iter().enumerate() {
             let mut row = S::at(row, channel);
-            let x: [[__m512; 2]; W] = std::array::from_fn(|_| S::next(&mut row));
+            let mut x = [[_mm512_setzero_ps(); 2]; W];
+            for x in &mut x {
+                *x = S::next(&mut row);
+            }
             for (h, totals) in totals.iter_mut().enumerate() {
                 let weight = _mm512_set1_ps(*weights.as_ptr().add(h * BLOCK + t));
                 for (total, x) in totals.iter_mut().zip(&x) {
@@ -255,12 +279,12 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
     by_source!(block, expand_source(block, out));
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32]) {
     for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
         // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is a multiple of 32 long.

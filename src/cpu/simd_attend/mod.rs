@@ -15,6 +15,7 @@ use crate::cpu::level::Level;
 use crate::dtype::DType;
 use crate::mem::Element;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Rows in a block at most. Enough to spread the softmax and the reload of accumulators over many tokens; the
 /// packed bytes of a block (about 10 KB of K and V at head_dim 128, keep 39) stay in the L1 cache.
@@ -23,8 +24,8 @@ pub(crate) const BLOCK: usize = 64;
 /// Largest head_dim.
 pub(crate) const MAX_DIM: usize = 256;
 
-/// Readable values behind the last kept value of a packed row: one vector of the widest level (64 bytes).
-pub(crate) const PAD: usize = 32;
+/// Readable values behind the last kept value of a packed row: more than any load takes at once (32 bytes).
+pub(crate) const PAD: usize = 16;
 
 /// How the rows of a block store their elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +36,14 @@ pub(crate) enum Encoding {
     Dense(DType),
 }
 
-/// Where a row lies. `values` points at `(dim + PAD) * 2` readable bytes of a packed row, whatever its bitmap
-/// says, and at `dim` elements of a dense row. `bits` points at `dim / 8` bytes of a packed row.
+impl Encoding {
+    fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+}
+
+/// Where a row lies. Of a packed row, `bits` points at `dim / 8` bytes and `values` at as many values as they have
+/// bits, and `PAD` more; of a dense row, `values` points at `dim` elements.
 #[derive(Debug, Clone, Copy)]
 struct Row {
     bits: *const u8,
@@ -45,13 +52,13 @@ struct Row {
 
 /// Up to [`BLOCK`] rows of one encoding.
 ///
-/// Invariant: rows below `len` are as [`Row`] says, for `'a`.
+/// Invariant: rows below `len` are initialised and as [`Row`] says, for `'a`.
 #[derive(Debug)]
 pub(crate) struct Block<'a> {
     encoding: Encoding,
     dim: usize,
     len: usize,
-    rows: [Row; BLOCK],
+    rows: [MaybeUninit<Row>; BLOCK],
     _life: PhantomData<&'a [u8]>,
 }
 
@@ -59,24 +66,60 @@ impl<'a> Block<'a> {
     /// No rows yet. `dim` is a multiple of 32 up to [`MAX_DIM`].
     pub(crate) fn new(encoding: Encoding, dim: usize) -> Self {
         assert!(dim.is_multiple_of(32) && dim <= MAX_DIM, "head_dim {dim}");
-        let nowhere = Row { bits: std::ptr::null(), values: std::ptr::null() };
-        Self { encoding, dim, len: 0, rows: [nowhere; BLOCK], _life: PhantomData }
+        Self { encoding, dim, len: 0, rows: [MaybeUninit::uninit(); BLOCK], _life: PhantomData }
     }
 
-    /// Adds a packed row: its bitmap, and its values with what follows them.
+    /// Adds a packed row: its bitmap, and its values with at least [`PAD`] more behind them.
     pub(crate) fn push_packed(&mut self, bits: &'a [u8], values: &'a [u8]) {
-        assert!(matches!(self.encoding, Encoding::Packed(_)), "dense block");
-        assert!(bits.len() >= self.dim / 8 && values.len() >= (self.dim + PAD) * 2, "short row");
-        self.rows[self.len] = Row { bits: bits.as_ptr(), values: values.as_ptr() };
-        self.len += 1;
+        let bits = &bits[..self.dim / 8];
+        let count: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+        assert!(values.len() >= (count as usize + PAD) * 2, "short row");
+        self.push(Encoding::is_packed, bits.as_ptr(), values.as_ptr(), (0, 0), 1);
     }
 
-    /// Adds a dense row; `T` must be the element type of the block's dtype.
-    pub(crate) fn push_dense<T: Element>(&mut self, row: &'a [T]) {
-        let Encoding::Dense(dtype) = self.encoding else { unreachable!("packed block") };
-        assert!(dtype.bytes() == size_of::<T>() && row.len() >= self.dim, "short row");
-        self.rows[self.len] = Row { bits: std::ptr::null(), values: row.as_ptr().cast() };
-        self.len += 1;
+    /// Adds `n` packed rows whose bitmaps lie back to back and whose values start every `stride` bytes. Whatever
+    /// its bits, each must have `dim + PAD` values behind its start.
+    pub(crate) fn push_packed_run(&mut self, bits: &'a [u8], values: &'a [u8], stride: usize, n: usize) {
+        if n > 0 {
+            let reach = (n - 1) * stride + (self.dim + PAD) * 2;
+            assert!(bits.len() >= n * self.dim / 8 && values.len() >= reach, "short rows");
+            self.push(Encoding::is_packed, bits.as_ptr(), values.as_ptr(), (self.dim / 8, stride), n);
+        }
+    }
+
+    /// Adds `n` dense rows, `stride` elements apart; `T` must be the element type of the block's dtype.
+    pub(crate) fn push_dense_run<T: Element>(&mut self, rows: &'a [T], stride: usize, n: usize) {
+        if n > 0 {
+            let size = size_of::<T>();
+            assert!(matches!(self.encoding, Encoding::Dense(dtype) if dtype.bytes() == size), "element type");
+            assert!(rows.len() >= (n - 1) * stride + self.dim, "short rows");
+            self.push(
+                |encoding| !encoding.is_packed(),
+                std::ptr::null(),
+                rows.as_ptr().cast(),
+                (0, stride * size),
+                n,
+            );
+        }
+    }
+
+    /// The one place that writes rows; callers have checked the memory.
+    fn push(
+        &mut self,
+        fits: impl Fn(&Encoding) -> bool,
+        bits: *const u8,
+        values: *const u8,
+        (bits_stride, values_stride): (usize, usize),
+        n: usize,
+    ) {
+        assert!(fits(&self.encoding), "rows of another encoding");
+        for (i, row) in self.rows[self.len..][..n].iter_mut().enumerate() {
+            row.write(Row {
+                bits: bits.wrapping_add(i * bits_stride),
+                values: values.wrapping_add(i * values_stride),
+            });
+        }
+        self.len += n;
     }
 
     /// How the rows store their elements.
@@ -95,7 +138,9 @@ impl<'a> Block<'a> {
     }
 
     fn rows(&self) -> &[Row] {
-        &self.rows[..self.len]
+        let rows = &self.rows[..self.len];
+        // SAFETY: by the invariant these are initialised, and `MaybeUninit<Row>` is laid out as `Row`.
+        unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) }
     }
 }
 

@@ -100,8 +100,9 @@ fn expand_row(block: &Block<'_>, row: &Row, out: &mut [f32]) {
     let bytes = |start, len| unsafe { std::slice::from_raw_parts::<u8>(start, len) };
     match block.encoding {
         Encoding::Packed(dtype) => {
-            let (bits, values) =
-                (bytes(row.bits, block.dim / 8), bytes(row.values, (block.dim + super::PAD) * 2));
+            let bits = bytes(row.bits, block.dim / 8);
+            let kept: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+            let values = bytes(row.values, kept as usize * 2);
             match dtype {
                 DType::Bf16 => expand_packed(bits, values, out, bf16_to_f32),
                 _ => expand_packed(bits, values, out, f16_to_f32),

@@ -1,0 +1,255 @@
+//! How fast attention over compressed pages is, next to dense f16 attention by the same library.
+//!
+//! ```text
+//! cargo run --release --example speed -- --backend cpu --batch 1 --q-heads 32 --kv-heads 8 --head-dim 128 \
+//!     --tokens 32768 --keep-k 39 --keep-v 39 --threads 2
+//! ```
+//!
+//! Compressed and dense runs take turns, so that both see the same machine; every time is a median. One decode
+//! step is measured: one query token per sequence over `--tokens` tokens each.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "speed/workload.rs"]
+mod workload;
+
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use mustafar::{Context, Error};
+use std::process::ExitCode;
+use std::time::Instant;
+use workload::Workload;
+
+/// Measures decode attention over a compressed KV cache against dense f16.
+#[derive(Debug, Parser)]
+#[command(name = "speed")]
+struct Options {
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = BackendName::Cpu)]
+    backend: BackendName,
+    /// Sequences
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// Query heads, a multiple of --kv-heads
+    #[arg(long, value_name = "H", default_value_t = 32)]
+    q_heads: usize,
+    /// KV heads
+    #[arg(long, value_name = "K", default_value_t = 8)]
+    kv_heads: usize,
+    /// Channels per head: 64, 96, 128 or 256
+    #[arg(long, value_name = "D", default_value_t = 128)]
+    head_dim: usize,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "T", default_value_t = 32768)]
+    tokens: usize,
+    /// Values kept per key row, 1 to D
+    #[arg(long, value_name = "N", default_value_t = 39)]
+    keep_k: usize,
+    /// Values kept per value row, 1 to D
+    #[arg(long, value_name = "N", default_value_t = 39)]
+    keep_v: usize,
+    /// Threads of the CPU backend
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BackendName {
+    Cpu,
+    Cuda,
+}
+
+/// Measured repetitions, after [`WARM_UP`] that are not.
+const ROUNDS: usize = 21;
+const WARM_UP: usize = 3;
+/// Bytes copied to measure bandwidth; far beyond any cache.
+const COPY_BYTES: usize = 256 << 20;
+const COPY_ROUNDS: u64 = 7;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match measure(&options) {
+        Ok(results) if options.json => {
+            println!("{}", results.json());
+            ExitCode::SUCCESS
+        }
+        Ok(results) => {
+            results.print(&options);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("speed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Medians in microseconds and gigabytes (10^9 bytes) per second.
+struct Results {
+    level: String,
+    attend_us: f64,
+    dense_us: f64,
+    append_us: f64,
+    /// Bytes of K and V that compressed attention reads, and that dense attention reads.
+    bytes: usize,
+    dense_bytes: usize,
+    copy_gbps: f64,
+}
+
+impl Results {
+    fn speedup(&self) -> f64 {
+        self.dense_us / self.attend_us
+    }
+
+    fn gbps(&self) -> f64 {
+        self.bytes as f64 / self.attend_us / 1e3
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "attend_us": self.attend_us,
+            "dense_us": self.dense_us,
+            "speedup": self.speedup(),
+            "bytes": self.bytes,
+            "gbps": self.gbps(),
+            "copy_gbps": self.copy_gbps,
+            "append_us": self.append_us,
+        })
+    }
+
+    fn print(&self, options: &Options) {
+        let Options { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, threads, .. } = options;
+        println!(
+            "batch {batch}, {q_heads} query / {kv_heads} KV heads of {head_dim}, {tokens} tokens, keep {keep_k} / {keep_v}, \
+             {threads} threads, {}",
+            self.level
+        );
+        let dense_gbps = self.dense_bytes as f64 / self.dense_us / 1e3;
+        println!("{:<12}{:>12}{:>12}{:>10}{:>10}", "", "us", "MB", "GB/s", "of copy");
+        for (name, us, bytes, gbps) in [
+            ("compressed", self.attend_us, self.bytes, self.gbps()),
+            ("dense f16", self.dense_us, self.dense_bytes, dense_gbps),
+        ] {
+            let (mb, share) = (bytes as f64 / 1e6, 100.0 * gbps / self.copy_gbps);
+            println!("{name:<12}{us:>12.1}{mb:>12.1}{gbps:>10.2}{share:>9.0}%");
+        }
+        println!("speedup {:.2}", self.speedup());
+        println!("append of one token to every sequence: {:.1} us", self.append_us);
+        println!("memory copy with the same threads: {:.2} GB/s (read + write)", self.copy_gbps);
+    }
+}
+
+fn measure(options: &Options) -> Result<Results, Error> {
+    let context = match options.backend {
+        BackendName::Cpu => Context::cpu(options.threads)?,
+        BackendName::Cuda => {
+            return Err(Error::Unavailable {
+                reason: "--backend cuda: this build has no CUDA backend; allowed: cpu".into(),
+            });
+        }
+    };
+    check(options)?;
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{msg:28} {bar:40} {pos}/{len} {elapsed}")
+            .expect("the template names fields that exist"),
+    );
+    let mut workload = Workload::new(&context, options, &bar)?;
+    let copy_gbps = copy_bandwidth(options.threads, &bar);
+
+    bar.set_message("attention");
+    begin(&bar, (WARM_UP + ROUNDS) as u64);
+    let (mut compressed, mut dense) = (Vec::new(), Vec::new());
+    for _ in 0..WARM_UP + ROUNDS {
+        compressed.push(timed(|| workload.attend_compressed(&context))?);
+        dense.push(timed(|| workload.attend_dense(&context))?);
+        bar.inc(1);
+    }
+    bar.set_message("append");
+    begin(&bar, (WARM_UP + ROUNDS) as u64);
+    let mut append = Vec::new();
+    for _ in 0..WARM_UP + ROUNDS {
+        append.push(timed(|| workload.append_last(&context))?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(Results {
+        level: context.level().to_string(),
+        attend_us: median(compressed),
+        dense_us: median(dense),
+        append_us: median(append),
+        bytes: workload.compressed_bytes(),
+        dense_bytes: workload.dense_bytes(),
+        copy_gbps,
+    })
+}
+
+/// A bar from 0 again.
+fn begin(bar: &ProgressBar, length: u64) {
+    bar.set_length(length);
+    bar.set_position(0);
+}
+
+/// Microseconds that `work` takes.
+fn timed(work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64() * 1e6)
+}
+
+/// Without the first few, which fill caches and page tables.
+fn median(mut times: Vec<f64>) -> f64 {
+    times.drain(..WARM_UP);
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Bytes read and written per second by plain copies on `threads` threads, the best of a few.
+fn copy_bandwidth(threads: usize, bar: &ProgressBar) -> f64 {
+    bar.set_message("memory copy");
+    begin(bar, COPY_ROUNDS);
+    let (from, mut to) = (vec![1u8; COPY_BYTES], vec![2u8; COPY_BYTES]);
+    let share = COPY_BYTES.div_ceil(threads);
+    let mut best = f64::INFINITY;
+    for _ in 0..COPY_ROUNDS {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in from.chunks(share).zip(to.chunks_mut(share)) {
+                scope.spawn(move || to.copy_from_slice(from));
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+        std::hint::black_box(&to);
+        bar.inc(1);
+    }
+    2.0 * COPY_BYTES as f64 / best / 1e9
+}
+
+/// What the library would only find out after minutes of preparation, or not at all.
+fn check(options: &Options) -> Result<(), Error> {
+    let invalid = |argument, value: usize, allowed: String| {
+        Err(Error::InvalidArgument { argument, value: value.to_string(), allowed })
+    };
+    for (argument, value) in [
+        ("--batch", options.batch),
+        ("--q-heads", options.q_heads),
+        ("--kv-heads", options.kv_heads),
+        ("--tokens", options.tokens),
+    ] {
+        // Above this the products below could overflow; no host has the memory either.
+        if value == 0 || value > 1 << 24 {
+            return invalid(argument, value, "1 to 16777216".into());
+        }
+    }
+    if !options.q_heads.is_multiple_of(options.kv_heads) {
+        let allowed = format!("a multiple of --kv-heads ({})", options.kv_heads);
+        return invalid("--q-heads", options.q_heads, allowed);
+    }
+    for (argument, keep) in [("--keep-k", options.keep_k), ("--keep-v", options.keep_v)] {
+        if keep == 0 || keep > options.head_dim {
+            return invalid(argument, keep, format!("1 to --head-dim ({})", options.head_dim));
+        }
+    }
+    Ok(())
+}
