@@ -1,11 +1,14 @@
-//! Properties of attention from end to end: `append` and `attend` against the
+//! Properties of attention from end to end: `append`, `attend`, `spmv_key`, `spmv_value` and `merge` against the
 //! float64 reference, over formats, head groups, lengths and options.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod common;
 
-use common::{DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, config, contexts};
-use mustafar::ops::{self, Append, AppendSide};
+use common::{
+    DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, Tolerance, assert_close, config,
+    contexts, dense_rows,
+};
+use mustafar::ops::{self, Append, AppendSide, Center, Merge, SpmvKey, SpmvValue};
 use mustafar::{Context, DType, Mem, PageFormat, Stream, reference};
 use proptest::option;
 use proptest::prelude::*;
@@ -155,6 +158,90 @@ proptest! {
             for (t, h) in (0..step.q_len).flat_map(|t| (0..step.q_heads).map(move |h| (t, h))) {
                 let same = |a: &Dense, b: &Dense| a.row(0, t, h).iter().zip(b.row(0, t, h)).all(|(x, y)| x.to_bits() == y.to_bits());
                 prop_assert!(same(&out, &single) && same(&lse, &single_lse), "query {t}, head {h}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_halves_of_attention(step in step()) {
+        let scene = Scene::new(Step { sinks: None, window: None, uneven_q: false, ..step });
+        let step = &scene.step;
+        let (batch, group) = (step.lens.len(), step.q_heads / step.kv_heads);
+        let mut rng = Rng::new(step.seed ^ 2);
+        let (dim_k, dim_v) = (step.k.head_dim(), step.v.head_dim());
+        let q_shape = step.layout.shape(batch, step.q_len, step.q_heads, dim_k);
+        let q = Dense::random(&mut rng, Dist::Normal, step.q_dtype, q_shape);
+        let long = step.layout.shape(batch, step.q_len, step.q_heads, scene.table.max_len + 5);
+        let weights = Dense::random(&mut rng, Dist::Normal, DType::F32, long);
+        let centers = if step.centers == 2 { batch } else { step.centers };
+        let scale = step.scale.map_or(1.0 / (dim_k as f64).sqrt(), f64::from);
+        for context in contexts(&[1, 3]) {
+            let mut scores = Dense::poisoned(DType::F32, long);
+            let args = SpmvKey {
+                q: q.view(),
+                pool: scene.k.pool.view(),
+                sequences: scene.table.view(),
+                center: scene.center.as_ref().map(|c| Center { values: Mem::host(c), batch: centers }),
+                scale: step.scale,
+                scores: scores.view_mut(),
+            };
+            ops::spmv_key(&context, Stream::NONE, args).unwrap();
+            scores.assert_gaps_untouched();
+            let mut out = Dense::poisoned(step.out_dtype, step.layout.shape(batch, step.q_len, step.q_heads, dim_v));
+            let args = SpmvValue {
+                weights: weights.view(),
+                pool: scene.v.pool.view(),
+                sequences: scene.table.view(),
+                out: out.view_mut(),
+            };
+            ops::spmv_value(&context, Stream::NONE, args).unwrap();
+            out.assert_gaps_untouched();
+
+            for (b, i, h) in q.indices() {
+                let kv = h / group;
+                let at = ((if centers > 1 { b } else { 0 }) * step.kv_heads + kv) * dim_k;
+                let center = scene.center.as_ref().map(|c| &c[at..at + dim_k]);
+                let keys = dense_rows(&scene.k, b, kv, center);
+                let keys: Vec<&[f64]> = keys.iter().map(|k| &k[..]).collect();
+                let want = reference::spmv_key(&q.row(b, i, h), &keys, scale);
+                let largest = want.iter().fold(1.0f64, |a, s| a.max(s.abs()));
+                let got = scores.row(b, i, h);
+                assert_close("scores", &got[..want.len()], &want, Tolerance::new(DType::F32, largest));
+                prop_assert!(got[want.len()..].iter().all(|s| s.is_nan()), "scores past the length were written");
+
+                let values = dense_rows(&scene.v, b, kv, None);
+                let values: Vec<&[f64]> = values.iter().map(|v| &v[..]).collect();
+                let of_tokens = weights.row(b, i, h);
+                let want = reference::spmv_value(&of_tokens[..values.len()], &values, dim_v);
+                // Errors scale with the terms, which may be much larger than their sum.
+                let terms = |c: usize| -> f64 { values.iter().zip(&of_tokens).map(|(v, w)| (v[c] * w).abs()).sum() };
+                let largest = (0..dim_v).map(terms).fold(0.0, f64::max);
+                assert_close("sums", &out.row(b, i, h), &want, Tolerance::new(step.out_dtype, largest));
+            }
+        }
+    }
+
+    #[test]
+    fn merged_halves_equal_the_whole(step in step()) {
+        // Sinks and pages on one side, the window on the other, and no rule that looks across.
+        let step = Step {
+            sliding_window: None, padded: false, q_len: 1, uneven_q: false, window: Some(30), out_dtype: DType::F32, ..step
+        };
+        let scene = Scene::new(step);
+        for context in contexts(&[1, 3]) {
+            let (a, a_lse) = scene.run_parts(&context, true, false);
+            let (b, b_lse) = scene.run_parts(&context, false, true);
+            let shape = a.shape;
+            for out_dtype in FLOATS {
+                let mut out = Dense::poisoned(out_dtype, Layout::Gaps.shape(1, shape.tokens, shape.heads, shape.dim));
+                let mut lse = Dense::poisoned(DType::F32, a_lse.shape);
+                let args = Merge {
+                    a: a.view(), a_lse: a_lse.view(), b: b.view(), b_lse: b_lse.view(),
+                    out: out.view_mut(), lse: Some(lse.view_mut()),
+                };
+                ops::merge(&context, Stream::NONE, args).unwrap();
+                out.assert_gaps_untouched();
+                scene.check("merged", &out, &lse);
             }
         }
     }

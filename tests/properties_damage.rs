@@ -7,7 +7,7 @@ mod common;
 use common::{
     Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts,
 };
-use mustafar::ops::{self, Attend, Compressed, Decompress, Validate};
+use mustafar::ops::{self, Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Result, Rows, Sequences, Stream};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -68,7 +68,7 @@ fn damage(rng: &mut Rng, page: &mut [u8]) {
 }
 
 /// Every op that reads pages, over the same pool as K and V.
-fn read_with_every_op(context: &Context, pool: &Pool, sequences: Sequences<'_>) -> [Result<()>; 3] {
+fn read_with_every_op(context: &Context, pool: &Pool, sequences: Sequences<'_>) -> [Result<()>; 5] {
     let (batch, max_len) = (sequences.batch, sequences.max_len);
     let (heads, dim) = (pool.layout.kv_heads, pool.layout.format.head_dim());
     let mut out = Dense::poisoned(DType::F32, Layout::Gaps.shape(batch, max_len, heads, dim));
@@ -105,9 +105,32 @@ fn read_with_every_op(context: &Context, pool: &Pool, sequences: Sequences<'_>) 
         ops::attend(context, Stream::NONE, args, MemMut::host(&mut workspace[..]))
     });
     out.assert_gaps_untouched();
+    if attend.is_err() {
+        assert!(out.bytes.iter().all(|&b| b == 0xFF), "a refused call wrote to its output");
+    }
+
+    let q =
+        Dense::random(&mut rng, Dist::Normal, DType::F32, Layout::TokensFirst.shape(batch, 1, q_heads, dim));
+    let long = Layout::Gaps.shape(batch, 1, q_heads, max_len);
+    let mut scores = Dense::poisoned(DType::F32, long);
+    let args = SpmvKey {
+        q: q.view(),
+        pool: pool.view(),
+        sequences,
+        center: None,
+        scale: None,
+        scores: scores.view_mut(),
+    };
+    let spmv_key = ops::spmv_key(context, Stream::NONE, args);
+    scores.assert_gaps_untouched();
+    let weights = Dense::random(&mut rng, Dist::Normal, DType::F32, long);
+    let mut out = Dense::poisoned(DType::F32, Layout::Gaps.shape(batch, 1, q_heads, dim));
+    let args = SpmvValue { weights: weights.view(), pool: pool.view(), sequences, out: out.view_mut() };
+    let spmv_value = ops::spmv_value(context, Stream::NONE, args);
+    out.assert_gaps_untouched();
 
     let validate = ops::validate(context, Stream::NONE, Validate { pool: pool.view(), sequences });
-    [validate, decompress, attend]
+    [validate, decompress, attend, spmv_key, spmv_value]
 }
 
 proptest! {
