@@ -58,4 +58,137 @@ __device__ __forceinline__ float f16_to_float(uint16_t bits) {
   return value;
 }
 
+// ---- Shared memory, by 32-bit address ----
+
+__device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint2 load_shared_v2(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint4 load_shared_v4(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+// Loads a 16-bit value where bit kBit of `mask` is set and leaves `value` alone elsewhere. A loaded value is
+// zero-extended, so the upper half of `value` stays 0 once it is. The tests of neighbouring bits are written
+// so that the assembler turns seven of them into one instruction (R2P).
+template <int kBit>
+__device__ __forceinline__ void load_shared_u16_if(uint32_t mask, uint32_t& value, uint32_t address) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      ".reg .b32 bit;\n"
+      "and.b32 bit, %2, %3;\n"
+      "setp.ne.u32 p, bit, 0;\n"
+      "@p ld.shared.u16 %0, [%1];\n"
+      "}"
+      : "+r"(value)
+      : "r"(address), "r"(mask), "n"(1 << kBit)
+      : "memory");
+}
+
+// ---- Asynchronous copies ----
+
+// 16 bytes from global to shared memory; both addresses are multiples of 16. Bypasses L1: pages are read
+// once.
+__device__ __forceinline__ void copy16_async(uint32_t destination, const uint8_t* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
+}
+
+// Closes the group of copies this thread has started since the last call.
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most kPending groups of this thread are still under way.
+template <int kPending>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// ---- Matrices of a warp, lane = 4 * g + t ----
+
+// c += A (16 x 16) * B (16 x 8), float accumulators.
+//   a0: row g, k 2t, 2t+1    a1: row g + 8    a2: row g, k 2t+8, 2t+9    a3: row g + 8, k 2t+8, 2t+9
+//   b0: k 2t, 2t+1 of column g    b1: k 2t+8, 2t+9
+//   c[0], c[1]: row g, columns 2t, 2t+1    c[2], c[3]: row g + 8
+__device__ __forceinline__ void mma_f16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                        uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                         uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Transposes an 8 x 8 matrix of 16-bit elements: lane (g, t) gives row g, columns 2t, 2t+1 and gets rows 2t,
+// 2t+1 of column g.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+  uint32_t transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
+// ---- Arithmetic ----
+
+// Four bytes of `a` (numbers 0 to 3) and `b` (4 to 7): nibble i of the low half of `select` says which
+// becomes byte i. __byte_perm masks the selectors first.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t select) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(select));
+  return bytes;
+}
+
+// 2^x, subnormal results flushed to 0; 2^-inf is 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// ---- Hints ----
+
+// Makes a value opaque, so that the compiler keeps it instead of computing it again.
+__device__ __forceinline__ void keep_in_register(uint32_t& value) { asm volatile("" : "+r"(value)); }
+
+__device__ __forceinline__ void keep_in_register(const uint8_t*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+
+// Programmatic dependent launch, where the host asks for it: a kernel allows the next one to start while it
+// still runs, and the next one waits before it reads what the first wrote. Without that, and before compute
+// capability 9.0, both do nothing.
+__device__ __forceinline__ void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 }  // namespace mustafar

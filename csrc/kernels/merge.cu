@@ -1,0 +1,127 @@
+// Combining partial attention results: mst_combine over the items of one attend, mst_merge over two
+// results.
+#include "mustafar/attend_params.h"
+#include "mustafar/dtype.cuh"
+#include "mustafar/softmax.cuh"
+
+namespace mustafar {
+namespace {
+
+constexpr int kCombineWarps = 8;
+constexpr int kMaxDim = 256;
+constexpr int kChunks = kMaxDim / 128;  // groups of 4 channels of a lane: 4 * lane, 128 + 4 * lane
+
+}  // namespace
+}  // namespace mustafar
+
+// Each warp sums every eighth item, then the warps are added. The order is fixed, so the result is
+// reproducible.
+extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
+    mst_combine(const __grid_constant__ mustafar::CombineParams p) {
+  using namespace mustafar;
+  __shared__ float4 sums[kCombineWarps][kMaxDim / 4];
+  __shared__ float weights[kCombineWarps];
+  __shared__ float tops[kCombineWarps];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int64_t token = blockIdx.y;
+  const int64_t head = blockIdx.x;
+  const int64_t first = (token * gridDim.x + head) * p.items;
+  const float* lse = p.partial_lse + first;
+  wait_for_previous_kernel();
+
+  float top = kLowest;
+  for (int i = threadIdx.x; i < p.items; i += 32 * kCombineWarps) {
+    top = fmaxf(top, lse[i]);
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, lanes));
+  }
+  if (lane == 0) {
+    tops[warp] = top;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCombineWarps; ++i) {
+    top = fmaxf(top, tops[i]);
+  }
+
+  float4 sum[kChunks] = {};
+  float weight_sum = 0.0f;
+#pragma unroll 4
+  for (int i = warp; i < p.items; i += kCombineWarps) {
+    // Where nothing was written the log-sum-exp is -inf and the values may be anything.
+    const float weight = exp2_approx(lse[i] - top);
+    weight_sum += weight;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int channel = 128 * c + 4 * lane;
+      if (channel < p.dim && weight != 0.0f) {
+        const float4 v = *reinterpret_cast<const float4*>(p.partial_out + (first + i) * p.dim + channel);
+        sum[c].x += weight * v.x;
+        sum[c].y += weight * v.y;
+        sum[c].z += weight * v.z;
+        sum[c].w += weight * v.w;
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    sums[warp][32 * c + lane] = sum[c];
+  }
+  if (lane == 0) {
+    weights[warp] = weight_sum;
+  }
+  __syncthreads();
+  weight_sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kCombineWarps; ++i) {
+    weight_sum += weights[i];
+  }
+  const bool empty = weight_sum == 0.0f;
+  const float normalise = empty ? 0.0f : 1.0f / weight_sum;
+  const int64_t at = token * p.out_token_stride + head * p.out_head_stride;
+  for (int c = threadIdx.x; c < p.dim; c += 32 * kCombineWarps) {
+    float value = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCombineWarps; ++i) {
+      value += reinterpret_cast<const float*>(sums[i])[c];
+    }
+    store_from_float(p.out, at + c, p.out_dtype, value * normalise);
+  }
+  if (p.lse != nullptr && threadIdx.x == 0) {
+    p.lse[token * p.lse_token_stride + head * p.lse_head_stride] =
+        empty ? -INFINITY : (top + log2f(weight_sum)) * kLn2;
+  }
+}
+
+// +inf as a log-sum-exp means "no tokens", as -inf does.
+static __device__ __forceinline__ float operand_lse(const mustafar::MergeOperand& operand, int64_t token,
+                                                    int64_t head) {
+  const float lse = operand.lse[token * operand.lse_token_stride + head * operand.lse_head_stride];
+  return lse == INFINITY ? -INFINITY : lse;
+}
+
+extern "C" __global__ void __launch_bounds__(128) mst_merge(const __grid_constant__ mustafar::MergeParams p) {
+  using namespace mustafar;
+  const int64_t token = blockIdx.y;
+  const int64_t head = blockIdx.x;
+  const float a_lse = operand_lse(p.a, token, head);
+  const float b_lse = operand_lse(p.b, token, head);
+  const float top = fmaxf(a_lse, b_lse);
+  // An operand without tokens is not read: its values may be anything.
+  const float a_weight = a_lse == -INFINITY ? 0.0f : expf(a_lse - top);
+  const float b_weight = b_lse == -INFINITY ? 0.0f : expf(b_lse - top);
+  const float sum = a_weight + b_weight;
+  const int64_t a_at = token * p.a.token_stride + head * p.a.head_stride;
+  const int64_t b_at = token * p.b.token_stride + head * p.b.head_stride;
+  const int64_t at = token * p.out_token_stride + head * p.out_head_stride;
+  for (int c = threadIdx.x; c < p.dim; c += blockDim.x) {
+    const float a = a_weight == 0.0f ? 0.0f : a_weight * load_as_float(p.a.values, a_at + c, p.a.dtype);
+    const float b = b_weight == 0.0f ? 0.0f : b_weight * load_as_float(p.b.values, b_at + c, p.b.dtype);
+    store_from_float(p.out, at + c, p.out_dtype, sum == 0.0f ? 0.0f : (a + b) / sum);
+  }
+  if (p.lse != nullptr && threadIdx.x == 0) {
+    p.lse[token * p.lse_token_stride + head * p.lse_head_stride] = sum == 0.0f ? -INFINITY : top + logf(sum);
+  }
+}

@@ -1,0 +1,335 @@
+// Decode attention over sinks, compressed pages and dense window: partial results per item, see AttendParams.
+//
+// A CTA has 4 warps; each takes every fourth tile of 32 tokens of the CTA's item, with a key slot and a value
+// slot of its own in shared memory and its own online softmax, so the loop has no CTA-wide barrier. The warps
+// merge once, at the end.
+#pragma once
+
+#include "mustafar/dense.cuh"
+#include "mustafar/softmax.cuh"
+#include "mustafar/view.cuh"
+
+namespace mustafar {
+
+constexpr int kWarps = 4;
+constexpr int kStep = kWarps * kTileTokens;  // from one tile of a warp to its next
+
+// Before compute capability 9.0 a thread needs a few registers more for the same code.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBaseRegisters = 56;
+#else
+constexpr int kBaseRegisters = 52;
+#endif
+
+// CTAs per multiprocessor: as many as the register file has room for, by a formula that fits what the
+// compiler needs without spilling. More than four were not faster.
+template <int D, int kRows>
+constexpr int resident_ctas() {
+  constexpr int kTiles = Rows<kRows>::kTiles;
+  constexpr int kRegisters = D / 8 * (Rows<kRows>::kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters;
+  constexpr int kCtas = 65536 / (32 * kWarps * kRegisters);
+  return kCtas < 4 ? kCtas : 4;
+}
+
+// A value that is equal in all lanes, in a form in which the compiler knows it, so that what is computed from
+// it can live in uniform registers. Call with the whole warp.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+template <typename T, int D, int kRows>
+struct Warp {
+  static constexpr int kTiles = Rows<kRows>::kTiles;
+  static constexpr int kOutTiles = Rows<kRows>::kOutTiles;
+
+  const AttendParams& p;
+  const View& view;
+  const int warp, lane, g, t;
+  float key_center[kTiles][2];  // q . c of the rows of this lane's columns
+  Queries<D, kRows> q;
+  Softmax<kRows> softmax;
+  Output<D, kRows> out;
+
+  __device__ __forceinline__ Warp(const AttendParams& params, const View& shared_view, int warp_index)
+      : p(params), view(shared_view), warp(warp_index), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4) {
+    softmax.init();
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+        out[i][n][0] = out[i][n][1] = out[i][n][2] = out[i][n][3] = 0.0f;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_queries(int batch, int head, int q_begin) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const int row = view.row0 + Rows<kRows>::of_score(n, g);
+      const int64_t token = q_begin + row / view.group;
+      const int64_t q_head = head * view.group + row % view.group;
+      DenseSide side;
+      side.init<T>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
+#pragma unroll
+      for (int k = 0; k < D / 32; ++k) {
+        uint32_t pairs[4] = {0, 0, 0, 0};
+        if (row < view.rows) {
+          side.load<T>(0, 32 * k + 8 * t, pairs);
+          swap_halves(pairs);
+        }
+        q[n][k][0][0] = pairs[0];
+        q[n][k][0][1] = pairs[1];
+        q[n][k][1][0] = pairs[2];
+        q[n][k][1][1] = pairs[3];
+      }
+      float dot = 0.0f;
+      if (p.center != nullptr) {
+        const float* center = p.center + batch * p.center_batch_stride + head * D;
+        for (int c = t; c < D && row < view.rows; c += 4) {
+          dot += load_as_float(side.base, c, p.q_dtype) * center[c];
+        }
+        dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+        dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+      }
+      // Lanes 4 g to 4 g + 3 hold the sum of the row in column g.
+      key_center[n][0] = __shfl_sync(0xffffffffu, dot, 8 * t);
+      key_center[n][1] = __shfl_sync(0xffffffffu, dot, 8 * t + 4);
+    }
+  }
+
+  template <typename F>
+  static __device__ __forceinline__ void each_score(Scores<kRows>& scores, F f) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          scores[m][n][i] = f(scores[m][n][i], m, n, i);
+        }
+      }
+    }
+  }
+
+  // Raw dot products to scores in base 2.
+  __device__ __forceinline__ void scale_scores(Scores<kRows>& scores) const {
+    if (p.softcap == 0.0f) {
+      const float factor = p.scale * kLog2e;
+      each_score(scores, [&](float s, int, int, int) { return s * factor; });
+    } else {
+      // tanh(x) = 1 - 2 / (exp(2 x) + 1)
+      const float inner = 2.0f * kLog2e * p.scale / p.softcap;
+      const float outer = p.softcap * kLog2e;
+      each_score(scores, [&](float s, int, int, int) {
+        return outer * (1.0f - __fdividef(2.0f, exp2_approx(s * inner) + 1.0f));
+      });
+    }
+  }
+
+  // Sets to -inf what a row must not see of the tile at position `start`, and what is at or past `limit`.
+  __device__ __forceinline__ void mask_scores(Scores<kRows>& scores, int start, int limit) const {
+    each_score(scores, [&](float s, int m, int n, int i) {
+      const int position = start + 16 * m + g + 4 * (i & 2);
+      const int end = view.end(view.row0 + Rows<kRows>::of_score(n, 2 * t + (i & 1)));
+      return position < min(end, limit) && position >= view.begin(end) ? s : -INFINITY;
+    });
+  }
+
+  // Tokens `part` of the compressed ones, the first of which is at `position`; part.begin is a multiple
+  // of 32. The value slot follows the key slot.
+  __device__ __forceinline__ void attend_pages(int batch, int head, int q_begin, Range part, int position,
+                                               uint32_t key_slot) {
+    const uint32_t value_slot = key_slot + slot_bytes<D>(p.k);
+    const PageTable table(p.sequences, batch);
+    const TileCopier<D> key_copier(p.k, head, key_slot, lane);
+    const TileCopier<D> value_copier(p.v, head, value_slot, lane);
+    const Range unmasked = seen_by_all<kRows>(view, part, position);
+    Scratch scratch;
+    scratch.init();
+
+    // While the warp works on one side of a tile, the other is on its way. Groups of copies are closed in the
+    // order keys, values, keys, ..., empty or not, so that "at most one group under way" always means that
+    // the side needed now has arrived.
+    int token = part.begin + warp * kTileTokens;
+    TilePages pages = table.find(token, part.end);
+    key_copier.copy(p.k, pages, table.page_tokens, token, part.end, lane);
+    value_copier.copy(p.v, pages, table.page_tokens, token, part.end, lane);
+    pages = table.find(token + kStep, part.end);
+    load_queries(batch, head, q_begin);
+#pragma unroll 1
+    for (; token < part.end; token += kStep) {
+      const bool masked = token < unmasked.begin || token + kTileTokens > unmasked.end;
+      Scores<kRows> scores;
+      copy_wait<1>();
+      __syncwarp();
+      score_tile<T, D, kRows>(PagedKeys<D>{p.k, key_slot, t, scratch}, q, key_center, scores, g);
+      __syncwarp();
+      key_copier.copy(p.k, pages, table.page_tokens, token + kStep, part.end, lane);
+      scale_scores(scores);
+      if (masked) {
+        mask_scores(scores, position + token, position + part.end);
+      }
+      softmax.template update<D>(scores, out);
+      copy_wait<1>();
+      __syncwarp();
+      if (masked) {
+        clear_rows<D>(value_slot, view.visible_rows<kRows>(position + token, position + part.end), lane);
+      }
+      accumulate_tile<T, D, kRows>(PagedValues<D>{p.v, value_slot, g, scratch}, scores, out, g, t);
+      __syncwarp();
+      value_copier.copy(p.v, pages, table.page_tokens, token + kStep, part.end, lane);
+      pages = table.find(token + 2 * kStep, part.end);
+    }
+  }
+
+  // Tokens `part` of the sinks or of the window, the first of which is at `position`.
+  __device__ __forceinline__ void attend_dense(const DenseParams& dense, int batch, int head, Range part,
+                                               int position) {
+    const int64_t row = dense.rows == nullptr ? batch : dense.rows[batch];
+    DenseSide keys, values;
+    keys.init<T>(dense.k, row * dense.k_row_stride + head * dense.k_head_stride, dense.k_token_stride,
+                 dense.k_dtype);
+    values.init<T>(dense.v, row * dense.v_row_stride + head * dense.v_head_stride, dense.v_token_stride,
+                   dense.v_dtype);
+    constexpr float kNoCenter[kTiles][2] = {};
+#pragma unroll 1
+    for (int token = part.begin + warp * kTileTokens; token < part.end; token += kStep) {
+      const int start = position + token;
+      const uint32_t visible = view.visible_rows<kRows>(start, position + part.end);
+      Scores<kRows> scores;
+      score_tile<T, D, kRows>(DenseKeys{keys, token, visible, t}, q, kNoCenter, scores, g);
+      scale_scores(scores);
+      mask_scores(scores, start, position + part.end);
+      softmax.template update<D>(scores, out);
+      accumulate_tile<T, D, kRows>(DenseValues{values, token, visible, g}, scores, out, g, t);
+    }
+  }
+
+  // Puts the warp's state where write_partials reads it: kRows references, kRows sums, kRows x D outputs.
+  __device__ __forceinline__ void store(float* shared) {
+    using Columns = Rows<kRows>;
+    softmax.finish();
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (g == 0) {
+          const int row = Columns::of_score(n, 2 * t + j);
+          shared[row] = softmax.reference[n][j];
+          shared[kRows + row] = softmax.sum[n][j];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = 2 * t + (e & 1);
+          const int row = Columns::of_score(Columns::score_tile(n), column);
+          const int channel = channel_of(i + (e >> 1) * (D / 32), g) + Columns::parity(n, column);
+          shared[2 * kRows + row * D + channel] = out[i][n][e];
+        }
+      }
+    }
+  }
+};
+
+// Merges what the warps stored and writes the CTA's partial results.
+template <int D, int kRows>
+__device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const float* shared,
+                                               int warp, int lane, int head, int q_begin) {
+  constexpr int kWarpFloats = kRows * (D + 2);
+  const int q_heads = p.kv_heads * view.group;
+  for (int row = warp; row < kRows && view.row0 + row < view.rows; row += kWarps) {
+    float reference = kLowest;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      reference = fmaxf(reference, shared[i * kWarpFloats + row]);
+    }
+    float weight[kWarps];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      weight[i] = exp2_approx(shared[i * kWarpFloats + row] - reference);
+      sum += weight[i] * shared[i * kWarpFloats + kRows + row];
+    }
+    const int64_t token = q_begin + (view.row0 + row) / view.group;
+    const int64_t q_head = head * view.group + (view.row0 + row) % view.group;
+    const int64_t result = (token * q_heads + q_head) * gridDim.x + blockIdx.x;
+    const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
+    if (lane == 0) {
+      p.partial_lse[result] = empty ? -INFINITY : reference + log2f(sum);
+    }
+    const float normalise = 1.0f / sum;
+    for (int channel = lane; channel < D && !empty; channel += 32) {
+      float value = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) {
+        value += weight[i] * shared[i * kWarpFloats + 2 * kRows + row * D + channel];
+      }
+      p.partial_out[result * D + channel] = value * normalise;
+    }
+  }
+}
+
+template <typename T, int D, int kRows>
+__device__ __forceinline__ void attend(const AttendParams& p) {
+  extern __shared__ uint4 shared[];
+  __shared__ View view;
+  const int item = blockIdx.x;
+  const int head = blockIdx.y % p.kv_heads;
+  const int batch = blockIdx.z;
+  const int warp = uniform(threadIdx.x / 32);
+  allow_next_kernel();
+
+  int q_begin = batch * p.max_q_len;
+  int q_len = p.max_q_len;
+  if (p.q_indptr != nullptr) {
+    q_begin = uniform(p.q_indptr[batch]);
+    q_len = uniform(p.q_indptr[batch + 1]) - q_begin;
+  }
+  const int row0 = blockIdx.y / p.kv_heads * kRows;
+  if (row0 >= q_len * p.group) {
+    return;
+  }
+  const int sinks = p.sinks.lens == nullptr ? 0 : uniform(p.sinks.lens[batch]);
+  const int window = p.window.lens == nullptr ? 0 : uniform(p.window.lens[batch]);
+  int compressed = 0;
+  if (p.k.pages != nullptr) {
+    compressed = uniform(p.sequences.lens[p.sequences.lens_per_head ? batch * p.kv_heads + head : batch]);
+  }
+  if (threadIdx.x == 0) {
+    view.row0 = row0;
+    view.rows = q_len * p.group;
+    view.group = p.group;
+    view.end0 = sinks + compressed + window - q_len + 1;
+    view.first = p.first == nullptr ? 0 : p.first[batch];
+    view.sliding_window = p.sliding_window;
+  }
+  __syncthreads();
+
+  Warp<T, D, kRows> w(p, view, warp);
+  if (item < p.dense_items) {
+    w.load_queries(batch, head, q_begin);
+#pragma unroll 1
+    for (int part = 0; part < 2; ++part) {
+      const int length = part == 0 ? sinks : window;
+      const int position = part == 0 ? 0 : sinks + compressed;
+      const Range range = {item * p.dense_split, min((item + 1) * p.dense_split, length)};
+      w.attend_dense(part == 0 ? p.sinks : p.window, batch, head, seen_by_any<kRows>(view, range, position),
+                     position);
+    }
+  } else {
+    const int split = item - p.dense_items;
+    const Range range = {split * p.split, min((split + 1) * p.split, compressed)};
+    const uint32_t key_slot = shared_address(shared) + warp * (slot_bytes<D>(p.k) + slot_bytes<D>(p.v));
+    w.attend_pages(batch, head, q_begin, seen_by_any<kRows>(view, range, sinks), sinks, key_slot);
+  }
+  __syncthreads();
+  float* merged = reinterpret_cast<float*>(shared);
+  w.store(merged + warp * kRows * (D + 2));
+  __syncthreads();
+  write_partials<D, kRows>(p, view, merged, warp, w.lane, head, q_begin);
+}
+
+}  // namespace mustafar

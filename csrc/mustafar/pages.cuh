@@ -1,0 +1,217 @@
+// Tiles of 32 compressed tokens: how they come into shared memory and how their rows expand into matrix
+// operands.
+//
+// A slot in shared memory holds the 32 bitmap rows and then the 32 rows of values, both as they lie in the
+// page.
+#pragma once
+
+#include "mustafar/bitmap.cuh"
+#include "mustafar/expand.cuh"
+#include "mustafar/attend_params.h"
+
+namespace mustafar {
+
+constexpr int kTileTokens = 32;
+
+// Bytes of a slot: bitmap rows, then rows of values. The pages' own distance between rows may be widened, see
+// AttendPool.
+template <int D>
+__device__ __forceinline__ int slot_bytes(const AttendPool& pool) {
+  return kTileTokens * (D / 8 + pool.shared_row_bytes);
+}
+
+// The numbers of the pages of a tile: one, or two where pages have 16 tokens.
+struct TilePages {
+  int page[2];
+};
+
+// Block table row of one sequence.
+struct PageTable {
+  const int32_t* entries;  // null: pages first_page, first_page + 1, ...
+  int first_page;
+  int page_tokens;
+
+  __device__ __forceinline__ PageTable(const SequencesParams& sequences, int batch)
+      : entries(sequences.table == nullptr ? nullptr : sequences.table + batch * sequences.table_stride),
+        first_page(static_cast<int>(batch * sequences.table_stride)),
+        page_tokens(sequences.page_tokens) {}
+
+  __device__ __forceinline__ int page(int token) const {
+    const int index = token / static_cast<unsigned>(page_tokens);
+    return entries == nullptr ? first_page + index : entries[index];
+  }
+
+  // Pages of the tile at `token`; table entries past the end are not read.
+  __device__ __forceinline__ TilePages find(int token, int length) const {
+    TilePages found = {{0, 0}};
+    if (token < length) {
+      found.page[0] = page(token);
+    }
+    if (page_tokens == 16 && token + 16 < length) {
+      found.page[1] = page(token + 16);
+    }
+    return found;
+  }
+};
+
+// Copies one side of the tiles of a sequence and KV head into a slot. Its members are hidden from the
+// compiler, which would rather compute them again in the loop than keep them.
+template <int D>
+struct TileCopier {
+  static constexpr int kBits = D / 8;
+
+  const uint8_t* from;  // pages of the head, 16 bytes further on for each lane
+  uint32_t bits_to;     // where this lane's first 16 bytes go
+  uint32_t values_to;
+  uint32_t step;  // between two pieces of a lane, which lie 512 bytes apart in the page
+
+  __device__ __forceinline__ TileCopier(const AttendPool& pool, int head, uint32_t slot, int lane)
+      : from(pool.pages + head * pool.head_stride_bytes + 16 * lane),
+        bits_to(slot + 16 * lane),
+        values_to(bits_to + kTileTokens * kBits + (lane >> pool.row_shift) * 16),
+        step(512 + (32 >> pool.row_shift) * 16) {
+    keep_in_register(from);
+    keep_in_register(bits_to);
+    keep_in_register(values_to);
+    keep_in_register(step);
+  }
+
+  // Starts copying 32 rows of page `page` (16 if kSmallPages) from row `row0` on to rows `at` and following.
+  template <bool kSmallPages>
+  __device__ __forceinline__ void copy_rows(const AttendPool& pool, int page, int row0, int at,
+                                            int lane) const {
+    constexpr int kRows = kSmallPages ? 16 : 32;
+    // In units of 16 bytes a stride fits in 32 bits, and one instruction multiplies to 64.
+    const uint64_t page_offset = static_cast<uint64_t>(static_cast<uint32_t>(page)) *
+                                 static_cast<uint32_t>(pool.page_stride_bytes >> 4);
+    const uint8_t* rows_from = from + (page_offset << 4);
+#pragma unroll
+    for (int i = 0; i < kRows * kBits; i += 512) {
+      if (i + 512 <= kRows * kBits || i + 16 * lane < kRows * kBits) {
+        copy16_async(bits_to + at * kBits + i, rows_from + row0 * kBits + i);
+      }
+    }
+    const uint8_t* values_from = rows_from + (pool.values_offset_bytes + row0 * pool.row_bytes);
+    uint32_t to = values_to + at * pool.shared_row_bytes;
+    int left = kRows * pool.row_bytes;
+#pragma unroll 1
+    for (; left >= 2048; left -= 2048) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        copy16_async(to + i * step, values_from + 512 * i);
+      }
+      to += 4 * step;
+      values_from += 2048;
+    }
+#pragma unroll 1
+    for (; left > 0; left -= 512) {
+      if (16 * lane < left) {
+        copy16_async(to, values_from);
+      }
+      to += step;
+      values_from += 512;
+    }
+  }
+
+  // Starts copying the tile at `token`, nothing if that is at or past `length`. Whole pages (or 32 rows of
+  // one) are copied, also rows past the length, which lie inside the page.
+  __device__ __forceinline__ void copy(const AttendPool& pool, const TilePages& tile, int page_tokens,
+                                       int token, int length, int lane) const {
+    if (token < length) {
+      if (page_tokens != 16) {
+        copy_rows<false>(pool, tile.page[0], token & (page_tokens - 1), 0, lane);
+      } else {
+#pragma unroll 1
+        for (int at = 0; at < kTileTokens && token + at < length; at += 16) {
+          copy_rows<true>(pool, at == 0 ? tile.page[0] : tile.page[1], 0, at, lane);
+        }
+      }
+    }
+    copy_commit();
+  }
+};
+
+// Key rows of a slot. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7) of its row, for each k.
+template <int D>
+struct PagedKeys {
+  const AttendPool& pool;
+  uint32_t slot;
+  int t;
+  Scratch& scratch;
+
+  struct Row {
+    RowBits<D> bits;
+    uint32_t before;  // address of the value in front of those of word k
+    uint32_t below;   // bits of a word below this lane's
+    uint32_t select;  // of this lane's byte
+    Scratch& scratch;
+
+    template <typename T>
+    __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+      const uint32_t word = bits.word[k];
+      expand8(permute_bytes(word, 0, select), before + 2 * __popc(word & below), scratch, pairs);
+      before += 2 * __popc(word);
+    }
+  };
+
+  __device__ __forceinline__ Row row(int r) const {
+    const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
+    Row row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
+    row.bits.load(slot + r * (D / 8));
+    return row;
+  }
+};
+
+// Value rows of a slot. The 8 lanes of equal t share a row; lane g takes the channels 32 k + 4 g + (0 to 3),
+// for each k: that close together, the lanes mostly hit the same words of shared memory or neighbouring ones.
+template <int D>
+struct PagedValues {
+  const AttendPool& pool;
+  uint32_t slot;
+  int g;
+  Scratch& scratch;
+
+  struct Row {
+    RowBits<D> bits;
+    uint32_t before;  // address of the value in front of those of word k
+    uint32_t last;    // address of the row's last value
+    uint32_t below;   // bits of a word below this lane's
+    int g;
+    Scratch& scratch;
+
+    template <typename T, int k>
+    __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
+      const uint32_t word = bits.word[k];
+      uint32_t start;
+      if constexpr (k + 1 < D / 32) {
+        start = before + 2 * __popc(word & below);
+        before += 2 * __popc(word);
+      } else {
+        start = last - 2 * __popc(word & ~below);  // saves counting the word before
+      }
+      expand4<k % 2>(word >> (4 * g), start, scratch, pair0, pair1);
+    }
+  };
+
+  __device__ __forceinline__ Row row(int r) const {
+    const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
+    Row row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
+    row.bits.load(slot + r * (D / 8));
+    return row;
+  }
+};
+
+// Makes the rows of a slot whose bit in `visible` is 0 expand to zeros, whatever bytes they hold. Lane r does
+// row r.
+template <int D>
+__device__ __forceinline__ void clear_rows(uint32_t slot, uint32_t visible, int lane) {
+  if (!(visible >> lane & 1u)) {
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+      store_shared_u32(slot + lane * (D / 8) + 4 * i, 0);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace mustafar

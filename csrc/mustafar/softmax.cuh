@@ -1,0 +1,110 @@
+// Online softmax of a warp, in base 2.
+#pragma once
+
+#include "mustafar/tile.cuh"
+
+namespace mustafar {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLowest = -3.402823466e+38f;  // below every finite score; subtracting from it gives no NaN
+
+// State of the query columns 2t, 2t + 1 of each score tile.
+template <int kRows>
+struct Softmax {
+  static constexpr int kTiles = Rows<kRows>::kTiles;
+
+  // The reference is raised only when a score exceeds it by more than this (in base 2), so that most tiles
+  // need neither a reduction across lanes nor a rescaled output. Probabilities stay at or below 2^8, which
+  // f16 holds.
+  static constexpr float kSlack = 8.0f;
+
+  float reference[kTiles][2];  // equal in all lanes of equal t
+  float sum[kTiles][2];        // of this lane's tokens only
+
+  __device__ __forceinline__ void init() {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      reference[n][0] = reference[n][1] = kLowest;
+      sum[n][0] = sum[n][1] = 0.0f;
+    }
+  }
+
+  // Turns scores (times log2(e)) into probabilities relative to the reference, rescaling `out` when that
+  // changes.
+  template <int D>
+  __device__ __forceinline__ void update(Scores<kRows>& scores, Output<D, kRows>& out) {
+    float top[kTiles][2];
+    bool raise = false;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        top[n][j] =
+            fmaxf(fmaxf(scores[0][n][j], scores[0][n][j + 2]), fmaxf(scores[1][n][j], scores[1][n][j + 2]));
+        raise |= top[n][j] > reference[n][j] + kSlack;
+      }
+    }
+    if (__any_sync(0xffffffffu, raise)) {
+      raise_reference<D>(top, out);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          scores[m][n][i] = exp2_approx(scores[m][n][i] - reference[n][i & 1]);
+          sum[n][i & 1] += scores[m][n][i];
+        }
+      }
+    }
+  }
+
+  template <int D>
+  __device__ __forceinline__ void raise_reference(const float (&top)[kTiles][2], Output<D, kRows>& out) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      float scale[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float highest = fmaxf(top[n][j], reference[n][j]);
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+          highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, lanes));
+        }
+        scale[j] = exp2_approx(reference[n][j] - highest);
+        reference[n][j] = highest;
+        sum[n][j] *= scale[j];
+      }
+#pragma unroll
+      for (int o = 0; o < Rows<kRows>::kOutTiles; ++o) {
+        if (Rows<kRows>::score_tile(o) == n) {
+#pragma unroll
+          for (int i = 0; i < D / 32; ++i) {
+            out[i][o][0] *= scale[0];
+            out[i][o][1] *= scale[1];
+            out[i][o][2] *= scale[0];
+            out[i][o][3] *= scale[1];
+          }
+        }
+      }
+    }
+  }
+
+  // Sums over all tokens, in every lane.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) {
+          sum[n][j] += __shfl_xor_sync(0xffffffffu, sum[n][j], lanes);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace mustafar

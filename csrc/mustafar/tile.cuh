@@ -1,0 +1,124 @@
+// Attention of a warp over one tile of 32 tokens: scores = K q, then out += V^T p.
+//
+// Keys are the A operand (tokens x channels) and queries B (channels x query rows). Values are A as well: a
+// register holds two channels of ONE token, so the reduction index of that product is (token, parity of the
+// channel), and B holds the probability at one parity and zero at the other. That spends the columns a small
+// GQA group leaves free and saves transposing the values.
+#pragma once
+
+#include "mustafar/mma.cuh"
+
+namespace mustafar {
+
+// How kRows query rows (4, 8 or 16) lie in the columns of the products.
+template <int kRows>
+struct Rows {
+  static constexpr int kTiles = kRows == 16 ? 2 : 1;             // column tiles of the scores
+  static constexpr int kOutTiles = kRows == 4 ? 1 : 2 * kTiles;  // of the output: column tile x parity
+
+  // Query row of column `column` (0 to 7) of score tile `tile`; four rows fill the eight columns twice.
+  static __device__ __forceinline__ int of_score(int tile, int column) {
+    return kRows == 4 ? column & 3 : 8 * tile + column;
+  }
+
+  // Score tile whose columns those of output tile `tile` are.
+  static constexpr __device__ __forceinline__ int score_tile(int tile) { return kRows == 4 ? 0 : tile / 2; }
+
+  // Parity of the channels in column `column` of output tile `tile`.
+  static __device__ __forceinline__ int parity(int tile, int column) {
+    return kRows == 4 ? column >> 2 : tile & 1;
+  }
+};
+
+// Queries as B operand: word k of the row, nibble j of the lane's byte, register i.
+template <int D, int kRows>
+using Queries = uint32_t[Rows<kRows>::kTiles][D / 32][2][2];
+
+// scores[m][n]: accumulators of tokens 16 m + (g, g + 8) and query columns 8 n + (2t, 2t + 1).
+template <int kRows>
+using Scores = float[2][Rows<kRows>::kTiles][4];
+
+// out[i][n]: accumulators of channel pairs i (rows g) and i + D/32 (rows g + 8) of lane g, see channel_of.
+template <int D, int kRows>
+using Output = float[D / 32][Rows<kRows>::kOutTiles][4];
+
+// First channel of pair `pair` (0 to D/16 - 1) of lane g.
+__device__ __forceinline__ int channel_of(int pair, int g) {
+  return 32 * (pair / 2) + 4 * g + 2 * (pair % 2);
+}
+
+// `start` is what the sums of the lane's query columns start from.
+template <typename T, int D, int kRows, typename Keys>
+__device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kRows>& q,
+                                           const float (&start)[Rows<kRows>::kTiles][2],
+                                           Scores<kRows>& scores, int g) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
+      scores[m][n][0] = scores[m][n][2] = start[n][0];
+      scores[m][n][1] = scores[m][n][3] = start[n][1];
+    }
+    auto upper = keys.row(16 * m + g);
+    auto lower = keys.row(16 * m + g + 8);
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+      uint32_t a[4], b[4];
+      upper.template next<T>(k, a);
+      lower.template next<T>(k, b);
+#pragma unroll
+      for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
+        mma_16x8x16<T>(scores[m][n], a[0], b[0], a[1], b[1], q[n][k][0][0], q[n][k][0][1]);
+        mma_16x8x16<T>(scores[m][n], a[2], b[2], a[3], b[3], q[n][k][1][0], q[n][k][1][1]);
+      }
+    }
+  }
+}
+
+// All pairs of a lane in one value row.
+template <typename T, int D, int k = 0, typename Row>
+__device__ __forceinline__ void load_pairs(Row& row, uint32_t (&pairs)[D / 16]) {
+  row.template next<T, k>(pairs[2 * k], pairs[2 * k + 1]);
+  if constexpr (k + 1 < D / 32) {
+    load_pairs<T, D, k + 1>(row, pairs);
+  }
+}
+
+// `scores` holds probabilities.
+template <typename T, int D, int kRows, typename Values>
+__device__ __forceinline__ void accumulate_tile(const Values& values, const Scores<kRows>& scores,
+                                                Output<D, kRows>& out, int g, int t) {
+  constexpr int kHalf = D / 32;
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {  // 8 tokens each; the lane's are 2t and 2t + 1
+    uint32_t first[D / 16], second[D / 16];
+    auto first_row = values.row(8 * step + 2 * t);
+    auto second_row = values.row(8 * step + 2 * t + 1);
+    load_pairs<T, D>(first_row, first);
+    load_pairs<T, D>(second_row, second);
+    uint32_t b[Rows<kRows>::kOutTiles][2];
+#pragma unroll
+    for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
+      const float* p = &scores[step / 2][n][2 * (step % 2)];
+      const uint32_t both = transpose_8x8(T::pack(p[0], p[1]));  // tokens 2t (low), 2t + 1 of column g
+      if constexpr (kRows == 4) {
+        b[0][0] = permute_bytes(both, 0, g < 4 ? 0x4410 : 0x1044);
+        b[0][1] = permute_bytes(both, 0, g < 4 ? 0x4432 : 0x3244);
+      } else {
+        b[2 * n][0] = both & 0xffffu;
+        b[2 * n][1] = both >> 16;
+        b[2 * n + 1][0] = both << 16;
+        b[2 * n + 1][1] = both & 0xffff0000u;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+      for (int n = 0; n < Rows<kRows>::kOutTiles; ++n) {
+        mma_16x8x16<T>(out[i][n], first[i], first[i + kHalf], second[i], second[i + kHalf], b[n][0], b[n][1]);
+      }
+    }
+  }
+}
+
+}  // namespace mustafar
