@@ -37,3 +37,8 @@ pub use mem::{Mem, MemMut, Place};
 pub use pool::{PagePool, PagePoolMut, PoolLayout, Sequences};
 pub use sparsity::{keep_for_sparsity, reference_keep};
 pub use tensor::{Shape, Tensor, TensorMut};
+
+/// Runs the Rust of the README as a doctest.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
