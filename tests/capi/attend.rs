@@ -1,4 +1,5 @@
-//! `mustafar_attend`: defaults, the workspace that is asked for without data and checked, bad input.
+//! `mustafar_attend` and what it is made of: the fused answer equals the unfused one, partial answers merge to the whole,
+//! the workspace is asked for without data and checked.
 
 use crate::allocations::counted;
 use crate::support::{
@@ -9,6 +10,10 @@ use mustafar::capi::ops::append::{mustafar_append, mustafar_append_args, mustafa
 use mustafar::capi::ops::attend::{
     mustafar_attend, mustafar_attend_args, mustafar_attend_workspace_size, mustafar_compressed,
     mustafar_dense,
+};
+use mustafar::capi::ops::merge::{mustafar_merge, mustafar_merge_args};
+use mustafar::capi::ops::spmv::{
+    mustafar_spmv_key, mustafar_spmv_key_args, mustafar_spmv_value, mustafar_spmv_value_args,
 };
 use mustafar::capi::pool::{mustafar_pool, mustafar_pool_mut, mustafar_sequences};
 use mustafar::capi::status::mustafar_status::{
@@ -135,6 +140,71 @@ fn close(a: &[f32], b: &[f32]) {
     for (a, b) in a.iter().zip(b) {
         assert!((a - b).abs() < 1e-5, "{a} and {b}");
     }
+}
+
+#[test]
+fn fused_equals_unfused() {
+    let data = Data::new();
+    let (status, out, lse) = data.attend(true, false, |_, _| ());
+    ok(status);
+
+    let mut scores = vec![f32::NAN; Q * LEN];
+    let scores_mut = tensor_mut(scores.as_mut_ptr().cast(), F32, [1, 1, Q as i64, LEN as i64]);
+    let args = mustafar_spmv_key_args {
+        q: &data.q,
+        pool: &data.pools[0],
+        sequences: &data.sequences,
+        scores: &scores_mut,
+        ..init()
+    };
+    // SAFETY: the structures describe memory of `data` and of this function.
+    ok(unsafe { mustafar_spmv_key(data.context.0, &args, ptr::null_mut()) });
+    let sums: Vec<f32> = scores.chunks(LEN).map(|row| row.iter().map(|s| s.exp()).sum()).collect();
+    close(&lse, &sums.iter().map(|s| s.ln()).collect::<Vec<_>>());
+    for (row, sum) in scores.chunks_mut(LEN).zip(&sums) {
+        row.iter_mut().for_each(|s| *s = s.exp() / sum);
+    }
+    let weights = tensor(scores.as_ptr().cast(), F32, [1, 1, Q as i64, LEN as i64]);
+    let mut unfused = vec![f32::NAN; Q * D];
+    let to = tensor_mut(unfused.as_mut_ptr().cast(), F32, [1, 1, Q as i64, D as i64]);
+    let args = mustafar_spmv_value_args {
+        weights: &weights,
+        pool: &data.pools[1],
+        sequences: &data.sequences,
+        out: &to,
+        ..init()
+    };
+    // SAFETY: as above.
+    ok(unsafe { mustafar_spmv_value(data.context.0, &args, ptr::null_mut()) });
+    close(&out, &unfused);
+}
+
+#[test]
+fn parts_merge_to_the_whole() {
+    let data = Data::new();
+    let (status, whole, whole_lse) = data.attend(true, true, |_, _| ());
+    ok(status);
+    let (status, a, a_lse) = data.attend(true, false, |_, _| ());
+    ok(status);
+    let (status, b, b_lse) = data.attend(false, true, |_, _| ());
+    ok(status);
+    let of = |x: &[f32], dim: usize| tensor(x.as_ptr().cast(), F32, [1, 1, Q as i64, dim as i64]);
+    let (mut out, mut lse) = (vec![f32::NAN; Q * D], vec![f32::NAN; Q]);
+    let out_tensor = tensor_mut(out.as_mut_ptr().cast(), F32, [1, 1, Q as i64, D as i64]);
+    let lse_tensor = tensor_mut(lse.as_mut_ptr().cast(), F32, [1, 1, Q as i64, 1]);
+    let args = mustafar_merge_args {
+        a: &of(&a, D),
+        a_lse: &of(&a_lse, 1),
+        b: &of(&b, D),
+        b_lse: &of(&b_lse, 1),
+        out: &out_tensor,
+        lse: &lse_tensor,
+        ..init()
+    };
+    // SAFETY: the structures describe locals.
+    ok(unsafe { mustafar_merge(data.context.0, &args, ptr::null_mut()) });
+    close(&out, &whole);
+    close(&lse, &whole_lse);
 }
 
 #[test]
