@@ -1,7 +1,7 @@
 //! Views of caller-owned memory: where it is, how long it is, and (with the row and page writers of `tensor` and
 //! `pool`) the only place where raw addresses become slices.
 //!
-//! A view borrows; only [`HostBuffer`] owns what it points at. Host views are made safely from slices. Views of
+//! A view borrows; only `HostBuffer` owns what it points at. Host views are made safely from slices. Views of
 //! device memory, and views an engine makes from raw pointers, come from the `unsafe` constructors, whose
 //! contracts are what every op relies on.
 #![allow(unsafe_code)]

@@ -106,7 +106,7 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 /// Each names the argument: shapes or dtypes that contradict each other, q_heads no multiple of kv_heads, lengths,
 /// rows or page numbers out of range, scale or softcap not finite, workspace too small or misaligned. What pages
 /// hold is not checked: damaged ones give meaningless results but are never read outside their bytes
-/// ([`super::validate`] checks them).
+/// ([`super::validate()`] checks them).
 pub fn attend(context: &Context, stream: Stream, args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
     stream.check(context)?;
     let shapes = checks::Shapes::new(&args)?;

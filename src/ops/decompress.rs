@@ -27,7 +27,7 @@ pub struct Decompress<'a> {
 /// Writes the dense form of the compressed tokens: bit for bit where `out` has the pages' dtype and there is no
 /// centre, otherwise rounded once to nearest even (a NaN as the type's canonical one).
 ///
-/// Uniform pages are not checked (that is [`super::validate`]'s work): a damaged row gives meaningless numbers.
+/// Uniform pages are not checked (that is [`super::validate()`]'s work): a damaged row gives meaningless numbers.
 ///
 /// # Errors
 /// Shapes, lengths above `max_len`, page numbers out of range, and rows of ragged pages that leave their page, each

@@ -12,7 +12,7 @@ use crate::variants::HEAD_DIMS;
 
 const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
-/// Arguments of [`merge`]: two results of [`super::attend`] for the same queries over different tokens.
+/// Arguments of [`merge`]: two results of [`super::attend()`] for the same queries over different tokens.
 #[derive(Debug)]
 pub struct Merge<'a> {
     /// First partial result `[1, tokens, heads, dim]`, f16, bf16 or f32.

@@ -138,8 +138,8 @@ fn dot_heads<S: Source, const H: usize, const T: usize>(block: &Block<'_>, q: &[
                 }
                 for h in 0..H {
                     let q = _mm256_loadu_ps(q.as_ptr().add(h * dim + channel));
-                    for t in 0..T {
-                        sums[t][h] = _mm256_fmadd_ps(x[t], q, sums[t][h]);
+                    for (sums, x) in sums.iter_mut().zip(&x) {
+                        sums[h] = _mm256_fmadd_ps(*x, q, sums[h]);
                     }
                 }
             }
