@@ -107,11 +107,8 @@ fn pruning_costs_what_it_should() {
     let Some((model, tokenizer)) = model() else { return };
     let text = tokenizer.encode(STORY).unwrap();
     let (prefill, score) = (1024, 128);
-    let sparsities = [0.0, 0.5, 0.7];
-    let mut stores: Vec<KvStore> = sparsities
-        .map(|s| KvStore::pruned(&model.config, &Policy::at(s), prefill + score, model.context()).unwrap())
-        .into();
-    let (dense, scores) = perplexity(model, &text, prefill, score, &mut stores, &mut |_| {}).unwrap();
+    let policies = [0.0, 0.5, 0.7].map(Policy::at);
+    let (dense, scores) = perplexity(model, &text, prefill, score, &policies, &mut |_| {}).unwrap();
     assert!((11.3..11.9).contains(&dense.perplexity), "measured 11.56: {dense:?}");
     let [lossless, half, more] = scores[..] else { panic!("three stores") };
     let ratio = |score: Score| score.perplexity / dense.perplexity;

@@ -7,6 +7,7 @@ mod llama;
 
 use half::f16;
 use llama::config::Config;
+use llama::evaluate;
 use llama::matmul::Matrix;
 use llama::model::{Meter, Model};
 use llama::sample::{Rng, Sampler, argmax, log_softmax};
@@ -276,6 +277,14 @@ fn wrong_input_is_refused() {
     model.prefill(&[1, 2], &mut store, &mut meter).unwrap();
     let again = model.prefill(&[1], &mut store, &mut meter).unwrap_err().to_string();
     assert_eq!(again, "prefill into a store that holds 2 tokens");
+    let score = |prefill, score| {
+        let result = evaluate::perplexity(&model, &[0; 600], prefill, score, &[], &mut |_| {});
+        result.map(|_| ()).unwrap_err().to_string()
+    };
+    assert_eq!(score(0, 5), "prefill is 0 and score 5; allowed: at least 1 each");
+    assert_eq!(score(500, 101), "the text has 600 tokens; prefill 500 and score 101 need 601");
+    assert_eq!(score(usize::MAX, 1), "prefill + score overflows");
+    assert_eq!(score(500, 100), "prefill 500 and score 100 exceed the model's context of 512 tokens");
     let uneven = Model::random(config(3, 2, true), 0, 1).unwrap_err().to_string();
     assert_eq!(uneven, "3 query heads are no multiple of 2 KV heads");
     assert!(Model::random(config(2, 2, true), 0, 0).is_err(), "no threads");

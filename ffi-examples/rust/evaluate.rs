@@ -12,7 +12,6 @@ use clap::{Args, Parser, Subcommand};
 use common::{ModelOptions, PolicyOptions, bar, sparsity};
 use llama::error::{Error, Result};
 use llama::evaluate::perplexity;
-use llama::store::KvStore;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,10 +71,8 @@ fn run(args: &Perplexity) -> Result<()> {
     let (model, tokenizer) = args.model.load()?;
     let tokens = tokenizer.encode(&text)?;
     let policy = args.policy.policy(args.k_sparsity, args.v_sparsity);
-    let capacity = args.prefill.saturating_add(args.score).min(tokens.len());
-    let mut stores = [KvStore::pruned(&model.config, &policy, capacity, model.context())?];
     let progress = bar("scoring", args.score as u64);
-    let (dense, pruned) = perplexity(&model, &tokens, args.prefill, args.score, &mut stores, &mut |n| {
+    let (dense, pruned) = perplexity(&model, &tokens, args.prefill, args.score, &[policy], &mut |n| {
         progress.set_position(n as u64)
     })?;
     progress.finish_and_clear();

@@ -17,7 +17,7 @@ use llama::store::{KvBytes, KvStore, Policy};
 use llama::tokenizer::{Message, Tokenizer};
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Answers a prompt with a dense KV cache and at each sparsity, and compares text, speed and bytes.
 #[derive(Debug, Parser)]
@@ -94,9 +94,9 @@ fn run(args: &Cli) -> Result<()> {
     let logits = model.prefill(&prompt, &mut dense, &mut meter)?;
     let prefill_rate = prompt.len() as f64 / meter.total.as_secs_f64();
     println!(
-        "prompt: {} tokens, prefill {prefill_rate:.0} tokens/s ({:.0} % in products with weights), {} threads",
+        "prompt: {} tokens, prefill {prefill_rate:.0} tokens/s ({}), {} threads",
         prompt.len(),
-        share(&meter),
+        shares(&meter),
         model.context().threads()
     );
     // Each policy gets one store to generate with and one to follow the dense answer.
@@ -143,7 +143,7 @@ fn run(args: &Cli) -> Result<()> {
                 "prompt_tokens": prompt.len(),
                 "threads": model.context().threads(),
                 "prefill_tokens_per_s": prefill_rate,
-                "prefill_products_share": share(&meter) / 100.0,
+                "prefill_products_share": share(meter.products, &meter),
                 "runs": reports,
             })
         );
@@ -229,9 +229,9 @@ fn report(
     let rate = (run.tokens.len() - 1) as f64 / run.meter.total.as_secs_f64().max(f64::MIN_POSITIVE);
     println!("\n== {name}\n{}\n--", text.trim());
     println!(
-        "{} tokens, {rate:.1} tokens/s ({:.0} % in products with weights), KV {} of {} bytes ({:.1} %)",
+        "{} tokens, {rate:.1} tokens/s ({}), KV {} of {} bytes ({:.1} %)",
         run.tokens.len(),
-        share(&run.meter),
+        shares(&run.meter),
         run.bytes.held,
         run.bytes.dense,
         run.bytes.held as f64 / run.bytes.dense as f64 * 100.0
@@ -247,7 +247,8 @@ fn report(
         "text": text,
         "tokens": run.tokens.len(),
         "decode_tokens_per_s": rate,
-        "products_share": share(&run.meter) / 100.0,
+        "products_share": share(run.meter.products, &run.meter),
+        "attention_share": share(run.meter.attention, &run.meter),
         "kv_bytes": run.bytes.held,
         "kv_bytes_dense": run.bytes.dense,
         "agreement": agreement,
@@ -255,7 +256,16 @@ fn report(
     }))
 }
 
-/// Percentage of the time that products with weight matrices took.
-fn share(meter: &Meter) -> f64 {
-    meter.products.as_secs_f64() / meter.total.as_secs_f64().max(f64::MIN_POSITIVE) * 100.0
+/// Where the time went, for people.
+fn shares(meter: &Meter) -> String {
+    format!(
+        "{:.0} % of it products with weights, {:.0} % attention",
+        share(meter.products, meter) * 100.0,
+        share(meter.attention, meter) * 100.0
+    )
+}
+
+/// Part of the total; 0 where nothing was decoded.
+fn share(part: Duration, meter: &Meter) -> f64 {
+    part.as_secs_f64() / meter.total.as_secs_f64().max(f64::MIN_POSITIVE)
 }

@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use super::model::{Meter, Model};
 use super::sample::{argmax, log_softmax};
-use super::store::{KvBytes, KvStore};
+use super::store::{KvBytes, KvStore, Policy};
 
 /// One store's figures over the scored tokens.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,7 @@ pub struct Score {
 }
 
 /// Prefills `prefill` tokens of `text` and then scores the next `score` tokens, feeding the text's own tokens one
-/// by one as decoding would. Returns the figures of dense and of each store in `pruned`.
+/// by one as decoding would. Returns the figures of dense and of each policy.
 ///
 /// The stores run in lock-step, which reads the weights once per step. The first scored token is predicted by the
 /// prompt's own last position, hence alike for all stores.
@@ -28,7 +28,7 @@ pub fn perplexity(
     text: &[u32],
     prefill: usize,
     score: usize,
-    pruned: &mut [KvStore],
+    policies: &[Policy],
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Score, Vec<Score>)> {
     if prefill == 0 || score == 0 {
@@ -44,14 +44,25 @@ pub fn perplexity(
             text.len()
         )));
     }
+    // The last scored token is not fed.
+    if needed - 1 > model.config.context {
+        return Err(Error::Invalid(format!(
+            "prefill {prefill} and score {score} exceed the model's context of {} tokens",
+            model.config.context
+        )));
+    }
     let vocab = model.config.vocab;
     let mut dense = KvStore::dense(&model.config);
+    let mut pruned = policies
+        .iter()
+        .map(|policy| KvStore::pruned(&model.config, policy, needed, model.context()))
+        .collect::<Result<Vec<_>>>()?;
     let mut meter = Meter::default();
     let first = model.prefill(&text[..prefill], &mut dense, &mut meter)?;
-    for store in pruned.iter_mut() {
+    for store in &mut pruned {
         store.fill_from(&dense)?;
     }
-    let mut stores: Vec<&mut KvStore> = std::iter::once(&mut dense).chain(pruned).collect();
+    let mut stores: Vec<&mut KvStore> = std::iter::once(&mut dense).chain(&mut pruned).collect();
     let count = stores.len();
     let mut sums = vec![(0.0, 0usize, 0.0); count];
     let mut logits = first.repeat(count);
