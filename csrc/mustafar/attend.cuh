@@ -274,7 +274,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
 
 template <typename T, int D, int kRows>
 __device__ __forceinline__ void attend(const AttendParams& p) {
-  extern __shared__ uint4 shared[];
+  MST_DYNAMIC_SHARED(shared);
   __shared__ View view;
   const int item = blockIdx.x;
   const int head = blockIdx.y % p.kv_heads;

@@ -60,6 +60,10 @@ __device__ __forceinline__ float f16_to_float(uint16_t bits) {
 
 // ---- Shared memory, by 32-bit address ----
 
+// Declares `name`, a uint4 array of the bytes that the launch asked for. A macro, because the host has no
+// such arrays.
+#define MST_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
+
 __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");

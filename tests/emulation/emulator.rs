@@ -8,6 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::SystemTime;
 
+use mustafar::DType;
 use mustafar::variants::{HEAD_DIMS, VALUE_DTYPES};
 
 /// Memory that a launch may touch. `buffer` numbers are indices into [`Launch::buffers`].
@@ -71,6 +72,12 @@ impl Launch {
         self
     }
 
+    /// The next field: a float.
+    pub(crate) fn float(&mut self, value: f32) -> &mut Self {
+        self.params.extend(value.to_le_bytes());
+        self
+    }
+
     fn encode(&self, descending: bool, out: &mut Vec<u8>) {
         let number = |n: usize| (n as u64).to_le_bytes().to_vec();
         let bytes = |b: &[u8]| [&(b.len() as u64).to_le_bytes()[..], b].concat();
@@ -102,8 +109,10 @@ impl Results {
 
 /// Runs the launches, once from the first thread and once from the last; the results must not differ.
 pub(crate) fn run(launches: &[Launch]) -> Results {
-    let ascending = run_in_order(launches, false);
-    let descending = run_in_order(launches, true);
+    let [ascending, descending] = thread::scope(|scope| {
+        let runs = [false, true].map(|descending| scope.spawn(move || run_in_order(launches, descending)));
+        runs.map(|run| run.join().unwrap())
+    });
     for ((a, d), launch) in ascending.iter().zip(&descending).zip(launches) {
         assert!(a == d, "{}: the result depends on the order of threads", launch.kernel);
     }
@@ -226,4 +235,19 @@ fn modified(path: &Path) -> SystemTime {
 /// Little-endian bytes of a slice of numbers.
 pub(crate) fn le<T: Copy, const N: usize>(values: &[T], encode: fn(T) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(|&v| encode(v)).collect()
+}
+
+/// Floats from little-endian bytes.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f64> {
+    let one = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    bytes.chunks_exact(4).map(one).collect()
+}
+
+/// The code of a tensor's dtype in parameter structs.
+pub(crate) fn dtype_code(dtype: DType) -> usize {
+    match dtype {
+        DType::F16 => 1,
+        DType::Bf16 => 2,
+        _ => 3,
+    }
 }

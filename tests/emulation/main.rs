@@ -1,4 +1,4 @@
-//! The CUDA kernels, run on the CPU.
+//! The CUDA kernels, run on the CPU: every one of them, on small cases.
 //!
 //! The kernel sources are compiled by the host's C++ compiler against the headers in `host/`: threads are fibers, warp
 //! collectives make the lanes of a warp meet, and `host/mustafar/ptx.cuh` stands in for the instructions that C++ cannot
@@ -16,7 +16,9 @@
 mod common;
 
 mod append;
+mod attend;
 mod compress;
 mod emulator;
+mod merge;
 mod pages;
 mod prune;

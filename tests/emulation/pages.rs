@@ -1,7 +1,7 @@
 //! The kernels that read pages back: `decompress` and `validate`.
 
 use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, mem};
-use crate::emulator::{Buffer, Launch, le, run};
+use crate::emulator::{Buffer, Launch, dtype_code, le, run};
 use mustafar::ops::{Center, Decompress, decompress};
 use mustafar::{Context, DType, PageFormat, Rows, Stream};
 
@@ -15,14 +15,6 @@ fn page_params(launch: &mut Launch, pool: &Pool, table: &Table) {
     launch.int(layout.format.keep().unwrap_or(0)).int(layout.format.values_offset());
     launch.pointer(Some(entries)).pointer(Some(lens)).long(table.stride);
     launch.int(usize::from(table.per_head.is_some())).int(table.page_tokens);
-}
-
-fn dtype_code(dtype: DType) -> usize {
-    match dtype {
-        DType::F16 => 1,
-        DType::Bf16 => 2,
-        _ => 3,
-    }
 }
 
 struct Case {

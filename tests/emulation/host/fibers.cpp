@@ -71,6 +71,7 @@ const void* caller_stack;
 size_t caller_stack_bytes;
 
 alignas(1024) uint8_t dynamic_shared_bytes[kMaxDynamicShared];
+size_t dynamic_shared_size = 0;
 
 void release(Meeting& meeting) {
   meeting.op = nullptr;
@@ -170,6 +171,7 @@ void run_block(const std::function<void()>& body, Index at, Index block_size, In
                bool descending) {
   block.size = block.live = static_cast<size_t>(block_size.x) * block_size.y * block_size.z;
   block.barrier = {};
+  memset(dynamic_shared_bytes, kPoison, dynamic_shared_size);
   block.descending = descending;
   block.body = &body;
   while (block.fibers.size() < block.size) {
@@ -263,7 +265,7 @@ void set_dynamic_shared(size_t bytes) {
     fail("%zu bytes of dynamic shared memory; at most %zu", bytes, kMaxDynamicShared);
   }
   ASAN_UNPOISON_MEMORY_REGION(dynamic_shared_bytes, kMaxDynamicShared);
-  memset(dynamic_shared_bytes, kPoison, bytes);
+  dynamic_shared_size = bytes;
   ASAN_POISON_MEMORY_REGION(dynamic_shared_bytes + bytes, kMaxDynamicShared - bytes);
 }
 

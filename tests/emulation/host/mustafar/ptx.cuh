@@ -71,4 +71,100 @@ inline float f16_to_float(uint16_t bits) {
   return __uint_as_float(sign | __float_as_uint(magnitude));
 }
 
+// ---- Shared memory, by 32-bit address ----
+
+#define MST_DYNAMIC_SHARED(name) uint4* const name = reinterpret_cast<uint4*>(emulation::dynamic_shared())
+
+template <typename T>
+T& shared(uint32_t address) {
+  return *reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+inline uint32_t load_shared_u32(uint32_t address) { return shared<uint32_t>(address); }
+inline uint2 load_shared_v2(uint32_t address) { return shared<uint2>(address); }
+inline uint4 load_shared_v4(uint32_t address) { return shared<uint4>(address); }
+inline void store_shared_u32(uint32_t address, uint32_t value) { shared<uint32_t>(address) = value; }
+
+template <int kBit>
+void load_shared_u16_if(uint32_t mask, uint32_t& value, uint32_t address) {
+  if (mask & 1u << kBit) {
+    value = shared<uint16_t>(address);
+  }
+}
+
+// ---- Asynchronous copies ----
+
+inline void copy16_async(uint32_t destination, const uint8_t* source) {
+  if (reinterpret_cast<uintptr_t>(source) % 16 != 0 || destination % 16 != 0) {
+    emulation::fail("copy16_async: addresses are not multiples of 16");
+  }
+  emulation::copy_async(&shared<uint8_t>(destination), source, 16);
+}
+inline void copy_commit() { emulation::commit_copies(); }
+template <int kPending>
+void copy_wait() {
+  emulation::wait_copies(kPending);
+}
+
+// ---- Matrices of a warp: fragments as in csrc/mustafar/ptx.cuh ----
+
+template <float (*kToFloat)(uint16_t)>
+void mma(const char* op, float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+         uint32_t b1) {
+  const emulation::Met& all = emulation::meet(op, 0xFFFFFFFFu, {{a0, a1, a2, a3, b0, b1}});
+  const unsigned g = emulation::current().lane / 4;
+  const unsigned t = emulation::current().lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = g + i / 2 * 8;
+    const unsigned column = 2 * t + i % 2;
+    double sum = static_cast<double>(c[i]);
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned owner = k % 8 / 2;
+      const uint32_t a = all[row % 8 * 4 + owner].word[row / 8 + k / 8 * 2];
+      const uint32_t b = all[column * 4 + owner].word[4 + k / 8];
+      const unsigned half = k % 2 * 16;
+      sum += static_cast<double>(kToFloat(static_cast<uint16_t>(a >> half))) *
+             static_cast<double>(kToFloat(static_cast<uint16_t>(b >> half)));
+    }
+    c[i] = static_cast<float>(sum);
+  }
+}
+
+inline float bf16_to_float(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
+inline void mma_f16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                    uint32_t b1) {
+  mma<f16_to_float>("mma_f16", c, a0, a1, a2, a3, b0, b1);
+}
+inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                     uint32_t b1) {
+  mma<bf16_to_float>("mma_bf16", c, a0, a1, a2, a3, b0, b1);
+}
+
+inline uint32_t transpose_8x8(uint32_t pair) {
+  const emulation::Met& all = emulation::meet("transpose_8x8", 0xFFFFFFFFu, {{pair}});
+  const unsigned g = emulation::current().lane / 4;
+  const unsigned t = emulation::current().lane % 4;
+  const unsigned half = g % 2 * 16;
+  const uint32_t low = all[2 * t * 4 + g / 2].word[0] >> half & 0xFFFF;
+  const uint32_t high = all[(2 * t + 1) * 4 + g / 2].word[0] >> half & 0xFFFF;
+  return low | high << 16;
+}
+
+// ---- Arithmetic ----
+
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t select) { return __byte_perm(a, b, select); }
+
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return std::fabs(y) < 0x1p-126f ? 0.0f : y;
+}
+
+// ---- Hints ----
+
+inline void keep_in_register(uint32_t&) {}
+inline void keep_in_register(const uint8_t*&) {}
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() {}
+
 }  // namespace mustafar

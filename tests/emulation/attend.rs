@@ -1,0 +1,207 @@
+//! `attend` and `combine` as kernels, against the float64 reference.
+
+use crate::common::{
+    DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, assert_close, attention,
+};
+use crate::emulator::{Buffer, Launch, dtype_code, floats, le, run};
+use mustafar::reference::{Scoring, Token};
+use mustafar::{DType, PageFormat};
+
+/// What a case varies.
+#[derive(Debug, Clone, Copy)]
+struct Setup {
+    dtype: DType,
+    dim: usize,
+    /// Query rows of a kernel's tile: 4, 8 or 16.
+    rows: usize,
+    group: usize,
+    q_len: usize,
+    page_tokens: usize,
+    k_keep: usize,
+    v_keep: usize,
+    centered: bool,
+    sliding_window: Option<usize>,
+    softcap: Option<f32>,
+}
+
+struct Case {
+    attend: Launch,
+    partial_out: Buffer,
+    partial_lse: Buffer,
+    items: usize,
+    q_heads: usize,
+    total_q: usize,
+    expected: Vec<(Vec<f64>, f64)>,
+}
+
+const KV_HEADS: usize = 2;
+/// Compressed tokens of each sequence: none, a part of a tile, several tiles.
+const LENS: [usize; 3] = [0, 5, 75];
+const SINKS: [i32; 3] = [0, 4, 3];
+const WINDOW: [i32; 3] = [7, 40, 1];
+/// Tokens of an item, compressed and dense.
+const SPLIT: usize = 64;
+const DENSE_SPLIT: usize = 32;
+
+/// Adds an `AttendPool`; returns its row stride in shared memory.
+fn pool_params(launch: &mut Launch, pool: &Pool) -> usize {
+    let row_bytes = 2 * pool.layout.format.keep().unwrap();
+    let apart = row_bytes >= 32 && row_bytes.is_power_of_two();
+    let shared_row_bytes = row_bytes + if apart { 16 } else { 0 };
+    let shift = if apart { (row_bytes / 16).ilog2() as usize } else { 31 };
+    let pages = launch.buffer(&pool.bytes);
+    launch.pointer(Some(pages)).long(pool.layout.page_stride).long(pool.layout.head_stride);
+    launch.int(row_bytes).int(pool.layout.format.values_offset()).int(shared_row_bytes).int(shift);
+    shared_row_bytes
+}
+
+/// Adds `DenseParams`. Rows of the tensors are in reverse order.
+fn dense_params(launch: &mut Launch, k: &Dense, v: &Dense, lens: &[i32]) {
+    let rows: Vec<i32> = (0..lens.len() as i32).rev().collect();
+    let buffers = [&k.bytes[..], &v.bytes[..], &le(lens, i32::to_le_bytes), &le(&rows, i32::to_le_bytes)];
+    for bytes in buffers {
+        let buffer = launch.buffer(bytes);
+        launch.pointer(Some(buffer));
+    }
+    for x in [k, v] {
+        launch.long(x.shape.batch_stride).long(x.shape.token_stride).long(x.shape.head_stride);
+    }
+    launch.int(dtype_code(k.dtype)).int(dtype_code(v.dtype));
+}
+
+fn case(rng: &mut Rng, s: Setup) -> Case {
+    let batch = LENS.len();
+    let (q_heads, total_q) = (KV_HEADS * s.group, batch * s.q_len);
+    let table = Table::shuffled(rng, s.page_tokens, &LENS, 1);
+    let side = |rng: &mut Rng, keep: usize| {
+        let format = PageFormat::uniform(s.dtype, s.dim, s.page_tokens, keep).unwrap();
+        Paged::random(rng, Dist::Normal, Pool::gaps(format, table.num_pages, KV_HEADS), &table)
+    };
+    let (k, v) = (side(rng, s.k_keep), side(rng, s.v_keep));
+    let center: Vec<f32> = rng.floats(KV_HEADS * s.dim);
+    let center_of = |h: usize| s.centered.then(|| &center[h * s.dim..][..s.dim]);
+    let dense = |rng: &mut Rng, tokens: usize, dtype: DType, layout: Layout| {
+        Dense::random(rng, Dist::Normal, dtype, layout.shape(batch, tokens, KV_HEADS, s.dim))
+    };
+    let sinks = [dense(rng, 4, s.dtype, Layout::TokensFirst), dense(rng, 4, s.dtype, Layout::HeadsFirst)];
+    let window = [dense(rng, 40, s.dtype, Layout::Gaps), dense(rng, 40, DType::F32, Layout::TokensFirst)];
+    let q = Dense::random(rng, Dist::Normal, s.dtype, Layout::Gaps.shape(1, total_q, q_heads, s.dim));
+
+    let of_head = |b: usize, h: usize| -> Vec<Token> {
+        let from = |x: &[Dense; 2], t: usize| {
+            let row = batch - 1 - b;
+            Token { k: x[0].row(row, t, h), v: x[1].row(row, t, h) }
+        };
+        let compressed = (0..LENS[b]).map(|t| Token {
+            k: k.rows[b][h][t].dense(s.dtype, center_of(h)),
+            v: v.rows[b][h][t].dense(s.dtype, None),
+        });
+        let before = (0..SINKS[b] as usize).map(|t| from(&sinks, t));
+        before.chain(compressed).chain((0..WINDOW[b] as usize).map(|t| from(&window, t))).collect()
+    };
+    let tokens: Vec<Vec<Vec<Token>>> =
+        (0..batch).map(|b| (0..KV_HEADS).map(|h| of_head(b, h)).collect()).collect();
+    let indptr: Vec<usize> = (0..=batch).map(|b| b * s.q_len).collect();
+    let rule = Scoring {
+        softcap: s.softcap.map(f64::from),
+        sliding_window: s.sliding_window,
+        ..Scoring::new(s.dim)
+    };
+    let expected = attention(&q, &indptr, &tokens, s.dim, &vec![rule; batch]);
+
+    let dense_items = 40_usize.div_ceil(DENSE_SPLIT);
+    let items = dense_items + table.max_len.div_ceil(SPLIT);
+    let row_tiles = (s.q_len * s.group).div_ceil(s.rows);
+    let name = format!("mst_attend_{}_d{}_r{}", s.dtype, s.dim, s.rows);
+    let mut attend = Launch::new(name, [items, KV_HEADS * row_tiles, batch], 128);
+    let shared_rows = pool_params(&mut attend, &k.pool) + pool_params(&mut attend, &v.pool);
+    let slots = 4 * (8 * s.dim + 32 * shared_rows) + 2 * s.dim + 16;
+    attend.shared_bytes = slots.max(16 * s.rows * (s.dim + 2));
+    let entries = attend.buffer(&le(&table.entries, i32::to_le_bytes));
+    let lens = attend.buffer(&le(&table.lens, i32::to_le_bytes));
+    attend.pointer(Some(entries)).pointer(Some(lens)).long(table.stride).int(0).int(s.page_tokens);
+    dense_params(&mut attend, &sinks[0], &sinks[1], &SINKS);
+    dense_params(&mut attend, &window[0], &window[1], &WINDOW);
+    let q_buffer = attend.buffer(&q.bytes);
+    let center = s.centered.then(|| attend.buffer(&le(&center, f32::to_le_bytes)));
+    let partial_lse = attend.buffer(&vec![0xFF; 4 * total_q * q_heads * items]);
+    let partial_out = attend.buffer(&vec![0xFF; 4 * total_q * q_heads * items * s.dim]);
+    attend.pointer(Some(q_buffer)).pointer(None).pointer(None).pointer(center);
+    attend.pointer(Some(partial_out)).pointer(Some(partial_lse));
+    attend.long(q.shape.token_stride).long(q.shape.head_stride).long(0);
+    attend.int(dtype_code(s.dtype)).int(s.group).int(KV_HEADS).int(s.q_len).int(row_tiles);
+    attend.int(dense_items).int(DENSE_SPLIT).int(SPLIT);
+    attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
+    attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(0);
+    Case { attend, partial_out, partial_lse, items, q_heads, total_q, expected }
+}
+
+/// The second kernel: `combine` of what the first one left.
+fn combine(case: &Case, dim: usize, partial_out: &[u8], partial_lse: &[u8]) -> (Launch, Buffer, Buffer) {
+    let mut launch = Launch::new("mst_combine".to_owned(), [case.q_heads, case.total_q, 1], 256);
+    let partial_out = launch.buffer(partial_out);
+    let partial_lse = launch.buffer(partial_lse);
+    let results = case.q_heads * case.total_q;
+    let out = launch.buffer(&vec![0xFF; 4 * results * dim]);
+    let lse = launch.buffer(&vec![0xFF; 4 * results]);
+    launch.pointer(Some(partial_out)).pointer(Some(partial_lse)).pointer(Some(out)).pointer(Some(lse));
+    launch.long(case.q_heads * dim).long(dim).long(case.q_heads).long(1);
+    launch.int(case.items).int(dim).int(dtype_code(DType::F32)).int(0);
+    (launch, out, lse)
+}
+
+fn check(setups: &[Setup]) {
+    let mut rng = Rng::new(41);
+    let cases: Vec<Case> = setups.iter().map(|s| case(&mut rng, *s)).collect();
+    let launches: Vec<Launch> = cases.iter().map(|case| case.attend.clone()).collect();
+    let partial = run(&launches);
+    let second: Vec<_> = cases
+        .iter()
+        .zip(setups)
+        .enumerate()
+        .map(|(i, (case, s))| {
+            combine(case, s.dim, partial.get(i, case.partial_out), partial.get(i, case.partial_lse))
+        })
+        .collect();
+    let results = run(&second.iter().map(|(launch, ..)| launch.clone()).collect::<Vec<_>>());
+    for (i, ((case, s), (_, out, lse))) in cases.iter().zip(setups).zip(&second).enumerate() {
+        // Queries and probabilities are rounded to the value type before they meet the tensor cores.
+        let unit = if s.dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+        let tolerance =
+            Tolerance { abs: 4.0 * unit, rel: 4.0 * unit, smallest: 0.0, cosine: 4.0 * unit * unit };
+        let expected: Vec<f64> = case.expected.iter().flat_map(|(out, _)| out.clone()).collect();
+        assert_close(&format!("case {i}, {s:?}: out"), &floats(results.get(i, *out)), &expected, tolerance);
+        let expected: Vec<f64> = case.expected.iter().map(|(_, lse)| *lse).collect();
+        assert_close(&format!("case {i}, {s:?}: lse"), &floats(results.get(i, *lse)), &expected, tolerance);
+    }
+}
+
+#[test]
+fn every_kernel() {
+    let mut setups = Vec::new();
+    for (i, dtype) in DTYPES.into_iter().enumerate() {
+        for (j, dim) in [64, 96, 128, 256].into_iter().enumerate() {
+            for (l, rows) in [4, 8, 16].into_iter().enumerate() {
+                if (dim, rows) == (256, 16) {
+                    continue; // there is no such kernel
+                }
+                let n = i + j + l;
+                setups.push(Setup {
+                    dtype,
+                    dim,
+                    rows,
+                    // Tiles that are full, that are not, and several of them.
+                    group: [3, 4, 1][n % 3],
+                    q_len: [1, 2, 5][(n + j) % 3],
+                    page_tokens: PAGE_SIZES[n % 4],
+                    k_keep: [dim / 3, dim / 2, dim][n % 3],
+                    v_keep: [1, dim / 2 - 1, dim / 4][(n + l) % 3],
+                    centered: n % 2 == 1,
+                    sliding_window: (n % 4 == 2).then_some(50),
+                    softcap: (n % 5 == 3).then_some(2.0),
+                });
+            }
+        }
+    }
+    check(&setups);
+}
