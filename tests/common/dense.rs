@@ -70,6 +70,9 @@ impl Dense {
     }
 
     fn range(&self, b: usize, t: usize, h: usize) -> std::ops::Range<usize> {
+        if self.shape.dim == 0 {
+            return 0..0; // nothing is allocated for rows without elements
+        }
         let start = self.shape.offset(b, t, h) * self.dtype.bytes();
         start..start + self.shape.dim * self.dtype.bytes()
     }
