@@ -1,11 +1,11 @@
 //! Dense host tensors of any element type, read and written as float32.
 
 use crate::cpu::math::{bf16_to_f32, f16_to_f32};
-use crate::cpu::simd_attend::Block;
+use crate::cpu::simd_attend::{Ahead, Block};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mem::Element;
-use crate::tensor::{Rows, RowsMut, Tensor, TensorMut};
+use crate::tensor::{Rows, RowsMut, Shape, Tensor, TensorMut};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -45,6 +45,28 @@ impl<'a> AnyRows<'a> {
         }
     }
 
+    /// Adds what the rows of `tokens` occupy.
+    pub(crate) fn look_ahead(&self, b: usize, tokens: Range<usize>, h: usize, ahead: &mut Ahead<'a>) {
+        let shape = self.shape();
+        let (dim, stride, n) = (shape.dim, shape.token_stride, tokens.len());
+        if n == 0 {
+            return;
+        }
+        match self {
+            Self::F16(rows) => look_ahead(rows.from(b, tokens.start, h), dim, stride, n, ahead),
+            Self::Bf16(rows) => look_ahead(rows.from(b, tokens.start, h), dim, stride, n, ahead),
+            Self::F32(rows) => look_ahead(rows.from(b, tokens.start, h), dim, stride, n, ahead),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self {
+            Self::F16(rows) => rows.shape,
+            Self::Bf16(rows) => rows.shape,
+            Self::F32(rows) => rows.shape,
+        }
+    }
+
     /// Adds the rows of `tokens` to a dense block of the same dtype.
     pub(crate) fn push(&self, b: usize, tokens: Range<usize>, h: usize, block: &mut Block<'a>) {
         let (t, n) = (tokens.start, tokens.len());
@@ -53,6 +75,15 @@ impl<'a> AnyRows<'a> {
             Self::Bf16(rows) => block.push_dense_run(rows.from(b, t, h), rows.shape.token_stride, n),
             Self::F32(rows) => block.push_dense_run(rows.from(b, t, h), rows.shape.token_stride, n),
         }
+    }
+}
+
+/// Adds `n` rows of `dim` elements, `stride` apart.
+fn look_ahead<'a, T>(rows: &'a [T], dim: usize, stride: usize, n: usize, ahead: &mut Ahead<'a>) {
+    if stride == dim {
+        ahead.push(&rows[..n * dim]);
+    } else {
+        rows.chunks(stride).take(n).for_each(|row| ahead.push(&row[..dim]));
     }
 }
 

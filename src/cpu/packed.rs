@@ -1,6 +1,6 @@
 //! Rows of pages as the inner loops read them.
 
-use crate::cpu::simd_attend::{BLOCK, Block, MAX_DIM, PAD};
+use crate::cpu::simd_attend::{Ahead, BLOCK, Block, MAX_DIM, PAD};
 use crate::format::Rows;
 use crate::ops::check::HostSequences;
 use crate::pool::Pages;
@@ -60,6 +60,30 @@ pub(crate) fn push_rows<'a>(
                 tail = rest;
             }
         }
+    }
+}
+
+/// Adds what [`push_rows`] will make the inner loops read. Of ragged pages, whose rows are not looked up yet, it is
+/// where the values would be if all rows kept the same number.
+pub(crate) fn look_ahead<'a>(
+    pages: &Pages<'a>,
+    sequences: &HostSequences<'_>,
+    (b, head): (usize, usize),
+    tokens: Range<usize>,
+    ahead: &mut Ahead<'a>,
+) {
+    let format = pages.layout.format;
+    let page_tokens = format.page_tokens();
+    let row_bytes = format.capacity() * format.dtype().bytes() / page_tokens;
+    let mut token = tokens.start;
+    while token < tokens.end {
+        let page = pages.page(sequences.page(b, token / page_tokens), head);
+        let first = token % page_tokens;
+        let rows = first..page_tokens.min(first + tokens.end - token);
+        token += rows.len();
+        let bits = format.bitmap_row_bytes();
+        ahead.push(&page[rows.start * bits..rows.end * bits]);
+        ahead.push(&page[format.values_offset()..][rows.start * row_bytes..rows.end * row_bytes]);
     }
 }
 

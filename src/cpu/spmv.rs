@@ -3,9 +3,9 @@
 use crate::backend::Context;
 use crate::cpu::dense::{AnyRows, AnyRowsMut, by_head};
 use crate::cpu::math;
-use crate::cpu::packed::{TAIL_BYTES, push_rows};
+use crate::cpu::packed::{TAIL_BYTES, look_ahead, push_rows};
 use crate::cpu::parallel;
-use crate::cpu::simd_attend::{BLOCK, Block, Encoding, MAX_DIM, Simd};
+use crate::cpu::simd_attend::{Ahead, BLOCK, Block, Encoding, MAX_DIM, Simd};
 use crate::ops::check::{HostCenter, HostSequences};
 use crate::pool::Pages;
 use crate::tensor::{Rows, RowsMut};
@@ -29,14 +29,22 @@ impl Source<'_> {
         self.pages.layout.format.head_dim()
     }
 
-    /// Calls `work` with the first token of each block of a head, and the block.
-    fn blocks(&self, at: (usize, usize), tail: &mut [u8], mut work: impl FnMut(usize, &Block<'_>)) {
+    /// Calls `work` with the first token of each block of a head, the block, and what comes after it.
+    fn blocks(
+        &self,
+        at: (usize, usize),
+        tail: &mut [u8],
+        mut work: impl FnMut(usize, &Block<'_>, &mut Ahead<'_>),
+    ) {
         let len = self.sequences.len(at.0, at.1);
         for first in (0..len).step_by(BLOCK) {
             let mut block = Block::new(Encoding::Packed(self.pages.layout.format.dtype()), self.dim());
             let tokens = first..len.min(first + BLOCK);
             push_rows(&self.pages, &self.sequences, at, tokens, tail, &mut block);
-            work(first, &block);
+            let mut ahead = Ahead::new();
+            let next = len.min(first + BLOCK)..len.min(first + 2 * BLOCK);
+            look_ahead(&self.pages, &self.sequences, at, next, &mut ahead);
+            work(first, &block, &mut ahead);
         }
     }
 
@@ -71,9 +79,9 @@ pub(crate) fn key(
                 q.load(b, row / group, head * group + row % group, q_row);
                 *bias = center.map_or(0.0, |c| math::dot(q_row, c.row(b, head)));
             }
-            source.blocks((b, head), tail, |first, block| {
+            source.blocks((b, head), tail, |first, block, ahead| {
                 let buffer = &mut buffer[..tile.len() * BLOCK];
-                simd.dot(block, queries, buffer);
+                simd.dot(block, queries, buffer, ahead);
                 for ((row, buffer), bias) in tile.clone().zip(buffer.chunks_exact(BLOCK)).zip(&biases) {
                     let out = &mut scores.row_mut(0, row / group, row % group)[first..][..block.len()];
                     out.iter_mut().zip(buffer).for_each(|(out, s)| *out = scale * (s + bias));
@@ -101,7 +109,7 @@ pub(crate) fn value(context: &Context, source: Source<'_>, weights: Rows<'_, f32
             };
             totals.fill(0.0);
             sums.fill(0.0);
-            source.blocks((b, head), tail, |first, block| {
+            source.blocks((b, head), tail, |first, block, ahead| {
                 if first.is_multiple_of(SUM_TOKENS) {
                     join(totals, sums);
                 }
@@ -109,7 +117,7 @@ pub(crate) fn value(context: &Context, source: Source<'_>, weights: Rows<'_, f32
                     let weights = weights.row(b, row / group, head * group + row % group);
                     buffer[..block.len()].copy_from_slice(&weights[first..][..block.len()]);
                 }
-                simd.weighted_sum(block, buffer, sums);
+                simd.weighted_sum(block, buffer, sums, ahead);
             });
             join(totals, sums);
             for (row, total) in tile.zip(totals.chunks_exact(dim)) {

@@ -3,8 +3,8 @@
 use super::{DIRECT_ROWS, Layout, intersect};
 use crate::cpu::dense::AnyRows;
 use crate::cpu::math;
-use crate::cpu::packed::push_rows;
-use crate::cpu::simd_attend::{BLOCK, Block, Encoding, Simd, Softmax};
+use crate::cpu::packed::{look_ahead, push_rows};
+use crate::cpu::simd_attend::{Ahead, BLOCK, Block, Encoding, Simd, Softmax};
 use crate::dtype::DType;
 use crate::ops::attend::checks::{Host, HostCompressed, HostDense};
 use std::ops::Range;
@@ -89,9 +89,14 @@ impl Item {
                 && !positions.is_empty()
             {
                 self.load_bias(host, section, scratch);
+                let block = |at: usize| at.min(positions.end)..positions.end.min(at + BLOCK);
+                let tokens = |block: Range<usize>| block.start - start..block.end - start;
+                for side in [Side::K, Side::V] {
+                    self.look_ahead(*section, side, tokens(block(positions.start))).all();
+                }
                 for at in positions.clone().step_by(BLOCK) {
-                    let block = at..positions.end.min(at + BLOCK);
-                    self.block(simd, host, *section, start, block, scratch, running);
+                    let next = tokens(block(at + BLOCK));
+                    self.block(simd, host, *section, start, block(at), next, scratch, running);
                 }
             }
             start += len;
@@ -117,7 +122,7 @@ impl Item {
         }
     }
 
-    /// Adds the positions `block` of a section that starts at position `start`.
+    /// Adds the positions `block` of a section that starts at position `start`; its tokens `next` come after.
     #[allow(clippy::too_many_arguments)]
     fn block(
         &self,
@@ -126,6 +131,7 @@ impl Item {
         section: Section<'_>,
         start: usize,
         block: Range<usize>,
+        next: Range<usize>,
         scratch: &mut Scratch<'_>,
         running: &mut Running<'_>,
     ) {
@@ -135,19 +141,28 @@ impl Item {
         let tokens = |positions: &Range<usize>| positions.start - start..positions.end - start;
         let everyone = visible(self.rows.end - 1).start..visible(self.rows.start).end;
         if everyone.start <= block.start && block.end <= everyone.end {
-            return self.rows(simd, host, section, tokens(&block), 0..self.rows.len(), scratch, running);
+            return self.rows(
+                simd,
+                host,
+                section,
+                tokens(&block),
+                next,
+                0..self.rows.len(),
+                scratch,
+                running,
+            );
         }
         // Some query tokens see only a part: each goes on its own over just that, so that what it must not see,
         // NaN included, never meets its sums.
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let next = ((row / group + 1) * group).min(self.rows.end);
+            let end = ((row / group + 1) * group).min(self.rows.end);
             let seen = intersect(&block, &visible(row));
             if !seen.is_empty() {
-                let rows = row - self.rows.start..next - self.rows.start;
-                self.rows(simd, host, section, tokens(&seen), rows, scratch, running);
+                let rows = row - self.rows.start..end - self.rows.start;
+                self.rows(simd, host, section, tokens(&seen), next.clone(), rows, scratch, running);
             }
-            row = next;
+            row = end;
         }
     }
 
@@ -159,6 +174,7 @@ impl Item {
         host: &Host<'_>,
         section: Section<'_>,
         tokens: Range<usize>,
+        next: Range<usize>,
         rows: Range<usize>,
         scratch: &mut Scratch<'_>,
         running: &mut Running<'_>,
@@ -169,12 +185,13 @@ impl Item {
 
         let q = &scratch.q[rows.start * k_dim..rows.end * k_dim];
         let scores = &mut scratch.scores[rows.start * BLOCK..rows.end * BLOCK];
+        let mut ahead = self.look_ahead(section, Side::K, next.clone());
         let keys = self.load(section, Side::K, tokens.clone(), k_dim, scratch.tail);
         if widen {
-            let keys = wide(simd, keys, scratch.wide);
-            simd.dot(&keys, q, scores);
+            let keys = wide(simd, keys, scratch.wide, &mut ahead);
+            simd.dot(&keys, q, scores, &mut ahead);
         } else {
-            simd.dot(&keys, q, scores);
+            simd.dot(&keys, q, scores, &mut ahead);
         }
 
         for (row, scores) in rows.clone().zip(scores.chunks_exact_mut(BLOCK)) {
@@ -195,13 +212,31 @@ impl Item {
         }
 
         let sums = &mut running.sums[rows.start * v_dim..rows.end * v_dim];
+        let mut ahead = self.look_ahead(section, Side::V, next);
         let values = self.load(section, Side::V, tokens, v_dim, scratch.tail);
         if widen {
-            let values = wide(simd, values, scratch.wide);
-            simd.weighted_sum(&values, scores, sums);
+            let values = wide(simd, values, scratch.wide, &mut ahead);
+            simd.weighted_sum(&values, scores, sums, &mut ahead);
         } else {
-            simd.weighted_sum(&values, scores, sums);
+            simd.weighted_sum(&values, scores, sums, &mut ahead);
         }
+    }
+
+    /// The memory of `tokens`, which may be none.
+    fn look_ahead<'a>(&self, section: Section<'a>, side: Side, tokens: Range<usize>) -> Ahead<'a> {
+        let mut ahead = Ahead::new();
+        match (section, side) {
+            (Section::Packed(compressed), side) => {
+                let pages = if let Side::K = side { &compressed.k } else { &compressed.v };
+                let at = (self.b, self.head);
+                look_ahead(pages, &compressed.sequences, at, tokens, &mut ahead);
+            }
+            (Section::Dense(dense), side) => {
+                let rows = if let Side::K = side { &dense.k } else { &dense.v };
+                rows.look_ahead(dense.row(self.b), tokens, self.head, &mut ahead);
+            }
+        }
+        ahead
     }
 
     fn load<'a>(
@@ -243,11 +278,11 @@ enum Side {
 }
 
 /// The same rows in float32, expanded into `buffer` unless they are so already.
-fn wide<'a>(simd: Simd, block: Block<'a>, buffer: &'a mut [f32]) -> Block<'a> {
+fn wide<'a>(simd: Simd, block: Block<'a>, buffer: &'a mut [f32], ahead: &mut Ahead<'_>) -> Block<'a> {
     if block.encoding() == Encoding::Dense(DType::F32) {
         return block;
     }
-    simd.expand(&block, buffer);
+    simd.expand(&block, buffer, ahead);
     let mut wide = Block::new(Encoding::Dense(DType::F32), block.dim());
     wide.push_dense_run(buffer, block.dim(), block.len());
     wide

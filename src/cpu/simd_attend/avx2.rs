@@ -1,6 +1,7 @@
 //! AVX2, FMA and F16C. 8 channels at a time: one byte shuffle from a table and one conversion make a vector of
 //! float32.
 
+use super::ahead::{Ahead, STEP_ROWS};
 use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
 use crate::cpu::simd_rows::avx2::expand8;
 use crate::dtype::DType;
@@ -98,30 +99,38 @@ macro_rules! by_source {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
-    by_source!(block, dot_source(block, q, scores));
+pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, dot_source(block, q, scores, ahead));
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
     // 8 sums stay in 16 registers next to queries and rows; fewer would leave the multipliers waiting.
     for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
         match q.len() / block.dim {
-            1 => dot_heads::<S, 1, 4>(block, q, scores),
-            2 => dot_heads::<S, 2, 4>(block, q, scores),
-            3 => dot_heads::<S, 3, 2>(block, q, scores),
-            _ => dot_heads::<S, 4, 2>(block, q, scores),
+            1 => dot_heads::<S, 1, 4>(block, q, scores, ahead),
+            2 => dot_heads::<S, 2, 4>(block, q, scores, ahead),
+            3 => dot_heads::<S, 3, 2>(block, q, scores, ahead),
+            _ => dot_heads::<S, 4, 2>(block, q, scores, ahead),
         }
     }
 }
 
 /// T rows times H heads in registers: each expanded vector meets H queries, each query vector T rows.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn dot_heads<S: Source, const H: usize, const T: usize>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+fn dot_heads<S: Source, const H: usize, const T: usize>(
+    block: &Block<'_>,
+    q: &[f32],
+    scores: &mut [f32],
+    ahead: &mut Ahead<'_>,
+) {
     let dim = block.dim;
     assert!(q.len() == H * dim && scores.len() >= H * BLOCK && BLOCK.is_multiple_of(T), "dot shapes");
     let rows = block.rows();
     for first in (0..rows.len()).step_by(T) {
+        if first.is_multiple_of(STEP_ROWS) {
+            ahead.step();
+        }
         // Past the end the last row is computed again; its scores land in elements that mean nothing.
         let mut cursors = [start(&rows[first]); T];
         for (t, cursor) in cursors.iter_mut().enumerate() {
@@ -172,18 +181,18 @@ fn horizontal(x: &[__m256; 4]) -> __m128 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
-    by_source!(block, sum_source(block, weights, sums));
+pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, sum_source(block, weights, sums, ahead));
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
     for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
         match sums.len() / block.dim {
-            1 => sum_heads::<S, 1, 4>(block, weights, sums),
-            2 => sum_heads::<S, 2, 4>(block, weights, sums),
-            3 => sum_heads::<S, 3, 2>(block, weights, sums),
-            _ => sum_heads::<S, 4, 2>(block, weights, sums),
+            1 => sum_heads::<S, 1, 4>(block, weights, sums, ahead),
+            2 => sum_heads::<S, 2, 4>(block, weights, sums, ahead),
+            3 => sum_heads::<S, 3, 2>(block, weights, sums, ahead),
+            _ => sum_heads::<S, 4, 2>(block, weights, sums, ahead),
         }
     }
 }
@@ -194,6 +203,7 @@ fn sum_heads<S: Source, const H: usize, const W: usize>(
     block: &Block<'_>,
     weights: &[f32],
     sums: &mut [f32],
+    ahead: &mut Ahead<'_>,
 ) {
     let dim = block.dim;
     assert!(
@@ -215,6 +225,9 @@ fn sum_heads<S: Source, const H: usize, const W: usize>(
                 }
             }
             for (t, cursor) in cursors[..rows.len()].iter_mut().enumerate() {
+                if t.is_multiple_of(STEP_ROWS) {
+                    ahead.step();
+                }
                 let mut x = [_mm256_setzero_ps(); W];
                 for x in &mut x {
                     *x = S::next(cursor);
@@ -236,13 +249,16 @@ fn sum_heads<S: Source, const H: usize, const W: usize>(
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
-    by_source!(block, expand_source(block, out));
+pub(super) fn expand(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, expand_source(block, out, ahead));
 }
 
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32]) {
-    for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
+fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahead<'_>) {
+    for (t, (row, out)) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)).enumerate() {
+        if t.is_multiple_of(STEP_ROWS) {
+            ahead.step();
+        }
         let mut row = start(row);
         for out in out.chunks_exact_mut(STEP) {
             // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is 8 values.

@@ -1,5 +1,6 @@
 //! AVX-512 F, BW and VBMI2. 32 channels at a time: one `vpexpandw` and two conversions make two vectors of float32.
 
+use super::ahead::{Ahead, STEP_ROWS};
 use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
 use crate::dtype::DType;
 use std::arch::x86_64::*;
@@ -134,29 +135,35 @@ macro_rules! by_source {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
-    by_source!(block, dot_source(block, q, scores));
+pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, dot_source(block, q, scores, ahead));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
     for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
         match q.len() / block.dim {
-            1 => dot_heads::<S, 1>(block, q, scores),
-            2 => dot_heads::<S, 2>(block, q, scores),
-            3 => dot_heads::<S, 3>(block, q, scores),
-            _ => dot_heads::<S, 4>(block, q, scores),
+            1 => dot_heads::<S, 1>(block, q, scores, ahead),
+            2 => dot_heads::<S, 2>(block, q, scores, ahead),
+            3 => dot_heads::<S, 3>(block, q, scores, ahead),
+            _ => dot_heads::<S, 4>(block, q, scores, ahead),
         }
     }
 }
 
 /// 4 rows times H heads in registers: each expanded vector meets H queries, each query vector 4 rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn dot_heads<S: Source, const H: usize>(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+fn dot_heads<S: Source, const H: usize>(
+    block: &Block<'_>,
+    q: &[f32],
+    scores: &mut [f32],
+    ahead: &mut Ahead<'_>,
+) {
     let dim = block.dim;
     assert!(q.len() == H * dim && scores.len() >= H * BLOCK && BLOCK.is_multiple_of(4), "dot shapes");
     let rows = block.rows();
-    for first in (0..rows.len()).step_by(4) {
+    for first in (0..rows.len()).step_by(STEP_ROWS) {
+        ahead.step();
         // Past the end the last row is computed again; its scores land in elements that mean nothing.
         // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
         // loads from `q` stay below `H * dim`, and stores end at `first + 4 <= BLOCK` in each of H rows of scores.
@@ -207,29 +214,34 @@ fn horizontal(x: &[__m512; 4]) -> __m128 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
-    by_source!(block, sum_source(block, weights, sums));
+pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, sum_source(block, weights, sums, ahead));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
     for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
         match sums.len() / block.dim {
-            1 => sum_heads::<S, 1>(block, weights, sums),
-            2 => sum_heads::<S, 2>(block, weights, sums),
-            3 => sum_heads::<S, 3>(block, weights, sums),
-            _ => sum_heads::<S, 4>(block, weights, sums),
+            1 => sum_heads::<S, 1>(block, weights, sums, ahead),
+            2 => sum_heads::<S, 2>(block, weights, sums, ahead),
+            3 => sum_heads::<S, 3>(block, weights, sums, ahead),
+            _ => sum_heads::<S, 4>(block, weights, sums, ahead),
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn sum_heads<S: Source, const H: usize>(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+fn sum_heads<S: Source, const H: usize>(
+    block: &Block<'_>,
+    weights: &[f32],
+    sums: &mut [f32],
+    ahead: &mut Ahead<'_>,
+) {
     for channel in (0..block.dim).step_by(2 * STEP) {
         if block.dim - channel == STEP {
-            sum_channels::<S, H, 1>(block, channel, weights, sums);
+            sum_channels::<S, H, 1>(block, channel, weights, sums, ahead);
         } else {
-            sum_channels::<S, H, 2>(block, channel, weights, sums);
+            sum_channels::<S, H, 2>(block, channel, weights, sums, ahead);
         }
     }
 }
@@ -241,6 +253,7 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
     channel: usize,
     weights: &[f32],
     sums: &mut [f32],
+    ahead: &mut Ahead<'_>,
 ) {
     let dim = block.dim;
     assert!(sums.len() == H * dim && weights.len() >= H * BLOCK && channel + W * STEP <= dim, "sum shapes");
@@ -256,6 +269,9 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
             }
         }
         for (t, row) in block.rows().iter().enumerate() {
+            if t.is_multiple_of(STEP_ROWS) {
+                ahead.step();
+            }
             let mut row = S::at(row, channel);
             let mut x = [[_mm512_setzero_ps(); 2]; W];
             for x in &mut x {
@@ -280,13 +296,16 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
-    by_source!(block, expand_source(block, out));
+pub(super) fn expand(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahead<'_>) {
+    by_source!(block, expand_source(block, out, ahead));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32]) {
-    for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
+fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahead<'_>) {
+    for (t, (row, out)) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)).enumerate() {
+        if t.is_multiple_of(STEP_ROWS) {
+            ahead.step();
+        }
         // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is a multiple of 32 long.
         unsafe {
             let mut row = S::at(row, 0);

@@ -4,11 +4,14 @@
 //! The loops expand packed rows in registers; no dense copy of a page is ever made.
 #![allow(unsafe_code)]
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+
+pub(crate) use ahead::Ahead;
 
 use crate::backend::Context;
 use crate::cpu::level::Level;
@@ -170,25 +173,31 @@ impl Simd {
     }
 
     /// `scores[h * BLOCK + t] = q[h] . row[t]`. `q` is `[heads, dim]`, `scores` `[heads, BLOCK]`; elements past
-    /// `block.len()` are left in any state.
-    pub(crate) fn dot(self, block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+    /// `block.len()` are left in any state. Meanwhile `ahead` is brought into the cache, as in the loops below.
+    pub(crate) fn dot(self, block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
         let heads = q.len() / block.dim;
         assert!(q.len() == heads * block.dim && scores.len() >= heads * BLOCK, "dot shapes");
-        dispatch!(self.0, dot(block, q, scores))
+        dispatch!(self.0, dot(block, q, scores, ahead))
     }
 
     /// `sums[h] += sum over t of weights[h * BLOCK + t] * row[t]`. `sums` is `[heads, dim]`, `weights`
     /// `[heads, BLOCK]`.
-    pub(crate) fn weighted_sum(self, block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+    pub(crate) fn weighted_sum(
+        self,
+        block: &Block<'_>,
+        weights: &[f32],
+        sums: &mut [f32],
+        ahead: &mut Ahead<'_>,
+    ) {
         let heads = sums.len() / block.dim;
         assert!(sums.len() == heads * block.dim && weights.len() >= heads * BLOCK, "weighted sum shapes");
-        dispatch!(self.0, weighted_sum(block, weights, sums))
+        dispatch!(self.0, weighted_sum(block, weights, sums, ahead))
     }
 
     /// Writes the rows of the block as float32 `[len, dim]`.
-    pub(crate) fn expand(self, block: &Block<'_>, out: &mut [f32]) {
+    pub(crate) fn expand(self, block: &Block<'_>, out: &mut [f32], ahead: &mut Ahead<'_>) {
         assert!(out.len() >= block.len * block.dim, "expand shapes");
-        dispatch!(self.0, expand(block, out))
+        dispatch!(self.0, expand(block, out, ahead))
     }
 
     /// One row of scores becomes weights: see [`Softmax`]. Returns the new running maximum and the sum of the

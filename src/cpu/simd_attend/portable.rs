@@ -1,13 +1,13 @@
 //! Plain Rust, for processors without the levels of the other files.
 
-use super::{BLOCK, Block, Encoding, MAX_DIM, Row, Softmax};
+use super::{Ahead, BLOCK, Block, Encoding, MAX_DIM, Row, Softmax};
 use crate::cpu::math::{self, bf16_to_f32, f16_to_f32};
 use crate::dtype::DType;
 
 /// Independent partial sums of a dot product, so that the compiler can use vectors.
 const LANES: usize = 16;
 
-pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
+pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32], _: &mut Ahead<'_>) {
     let dim = block.dim;
     let mut x = [0.0; MAX_DIM];
     for (t, row) in block.rows().iter().enumerate() {
@@ -24,7 +24,7 @@ pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32]) {
     }
 }
 
-pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32]) {
+pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32], _: &mut Ahead<'_>) {
     let dim = block.dim;
     let mut x = [0.0; MAX_DIM];
     for (t, row) in block.rows().iter().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32])
     }
 }
 
-pub(super) fn expand(block: &Block<'_>, out: &mut [f32]) {
+pub(super) fn expand(block: &Block<'_>, out: &mut [f32], _: &mut Ahead<'_>) {
     for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
         expand_row(block, row, out);
     }
