@@ -4,6 +4,8 @@
 mod case;
 #[path = "../common/mod.rs"]
 mod common;
+mod errors;
+mod invariance;
 
 use case::{Case, Centre, Pages, Results, Spec, ragged, uniform};
 use common::{Dist, HEADS, Layout, Tolerance, assert_close, keeps, lengths};

@@ -1,0 +1,72 @@
+//! Decode attention over compressed pages and over dense f16 tokens on the CPU backend.
+//!
+//! `cargo bench --bench cpu` sweeps head_dim and keep at 8192 tokens of 2 KV heads, four query heads each; the throughput that
+//! criterion prints is bytes of K and V read. The shapes of `docs/performance.md` come from the `speed` example.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use indicatif::ProgressBar;
+use mustafar::Context;
+use workload::Workload;
+
+#[path = "../ffi-examples/rust/speed/workload.rs"]
+mod workload;
+
+/// The shape of a [`Workload`].
+struct Options {
+    batch: usize,
+    q_heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    tokens: usize,
+    keep_k: usize,
+    keep_v: usize,
+}
+
+/// What the example shows while a workload is made; here criterion reports.
+fn begin(_: &ProgressBar, _: u64) {}
+
+fn attend(criterion: &mut Criterion) {
+    let context = Context::cpu(1).unwrap();
+    let mut group = criterion.benchmark_group("attend");
+    group.sample_size(20);
+    for head_dim in mustafar::variants::HEAD_DIMS {
+        for sparsity in [0.5, 0.7] {
+            let keep = mustafar::keep_for_sparsity(head_dim, sparsity).unwrap();
+            let options = Options {
+                batch: 1,
+                q_heads: 8,
+                kv_heads: 2,
+                head_dim,
+                tokens: 8192,
+                keep_k: keep,
+                keep_v: keep,
+            };
+            let mut workload = Workload::new(&context, &options, &ProgressBar::hidden()).unwrap();
+            group.throughput(Throughput::Bytes(workload.compressed_bytes() as u64));
+            group.bench_function(BenchmarkId::new(format!("compressed/D{head_dim}"), keep), |b| {
+                b.iter(|| workload.attend_compressed(&context).unwrap());
+            });
+            if sparsity == 0.5 {
+                group.throughput(Throughput::Bytes(workload.dense_bytes() as u64));
+                group.bench_function(BenchmarkId::new("dense", format!("D{head_dim}")), |b| {
+                    b.iter(|| workload.attend_dense(&context).unwrap());
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+fn append(criterion: &mut Criterion) {
+    let context = Context::cpu(1).unwrap();
+    let options =
+        Options { batch: 16, q_heads: 32, kv_heads: 8, head_dim: 128, tokens: 64, keep_k: 39, keep_v: 39 };
+    let mut workload = Workload::new(&context, &options, &ProgressBar::hidden()).unwrap();
+    criterion.bench_function("append/16 sequences x 8 heads", |b| {
+        b.iter(|| workload.append_last(&context).unwrap());
+    });
+}
+
+criterion_group!(benches, attend, append);
+criterion_main!(benches);
