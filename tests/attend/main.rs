@@ -6,6 +6,7 @@ mod case;
 mod common;
 mod errors;
 mod invariance;
+mod properties;
 
 use case::{Case, Centre, Pages, Results, Spec, ragged, uniform};
 use common::{Dist, HEADS, Layout, Tolerance, assert_close, keeps, lengths};
