@@ -165,7 +165,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Bytes of K and V that a call reads, about.
+/// Bytes of K and V that a call reads, about, once for every few query rows: what those compute grows alike.
 fn traffic(host: &Host<'_>) -> usize {
     let dense = |d: &Option<crate::ops::attend::checks::HostDense<'_>>| {
         d.as_ref()
@@ -181,5 +181,6 @@ fn traffic(host: &Host<'_>) -> usize {
             .map(|h| host.lens(b, h).iter().zip(sizes).map(|(n, s)| n * s).sum::<usize>())
             .sum()
     };
-    (0..host.shapes.batch).map(sequence).sum()
+    let passes = (host.shapes.max_q_len * host.shapes.group()).div_ceil(DIRECT_ROWS);
+    (0..host.shapes.batch).map(sequence).sum::<usize>().saturating_mul(passes)
 }
