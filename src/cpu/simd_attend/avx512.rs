@@ -51,7 +51,7 @@ unsafe fn widen<const BF16: bool>(half: __m256i) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 unsafe fn expand16(bits: u16, values: *const u8) -> __m256i {
     // SAFETY: the caller vouches for `values`; the empty instruction changes nothing. It keeps the compiler from
-    // folding the load into `vpexpandw`, whose memory form is microcoded on Zen 4.
+    // folding the load into `vpexpandw`, whose memory form is slower on Zen 4 (docs/performance.md).
     unsafe {
         let mut loaded = _mm256_loadu_si256(values.cast());
         std::arch::asm!("/* {0} */", inout(ymm_reg) loaded, options(pure, nomem, nostack, preserves_flags));
