@@ -1,5 +1,5 @@
 // Parameter structs of the kernels that compute attention: attend, combine, merge. The rules of params.h
-// hold; src/cuda mirrors these field by field.
+// hold; the launching side mirrors these field by field.
 #pragma once
 
 #include "mustafar/params.h"

@@ -1,6 +1,6 @@
 // Parameter structs of the kernels, one per kernel, passed by value as `const __grid_constant__`.
 //
-// src/cuda/params.rs mirrors them field by field. Rules that keep both sides equal: fixed-width types only,
+// The launching side mirrors them field by field. Rules that keep both sides equal: fixed-width types only,
 // fields sorted so that no padding is needed (8-byte fields first), sizes asserted below. Strides are in
 // elements unless the name says bytes. Null pointers mean "not given".
 #pragma once

@@ -1,5 +1,5 @@
 // Parameter structs of the kernels that store and read back pages: append, prune, compress, decompress,
-// validate. The rules of params.h hold; src/cuda mirrors these field by field.
+// validate. The rules of params.h hold; the launching side mirrors these field by field.
 #pragma once
 
 #include "mustafar/params.h"

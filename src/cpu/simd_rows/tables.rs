@@ -8,34 +8,22 @@ pub(crate) struct Shuffles(pub(crate) [[u8; 16]; 256]);
 const ZERO: u8 = 0x80;
 
 /// Packed values to channels: channel i takes the value whose rank is the number of set bits below i.
-pub(crate) static EXPAND: Shuffles = {
-    let mut table = [[ZERO; 16]; 256];
-    let mut bits = 0;
-    while bits < 256 {
-        let (mut channel, mut rank) = (0, 0);
-        while channel < 8 {
-            if bits >> channel & 1 == 1 {
-                table[bits][2 * channel] = 2 * rank;
-                table[bits][2 * channel + 1] = 2 * rank + 1;
-                rank += 1;
-            }
-            channel += 1;
-        }
-        bits += 1;
-    }
-    Shuffles(table)
-};
+pub(crate) static EXPAND: Shuffles = shuffles(true);
 
 /// Channels to packed values: the inverse of [`EXPAND`].
-pub(crate) static PACK: Shuffles = {
+pub(crate) static PACK: Shuffles = shuffles(false);
+
+/// For each byte of a bitmap, where each 16-bit element comes from.
+const fn shuffles(to_channels: bool) -> Shuffles {
     let mut table = [[ZERO; 16]; 256];
     let mut bits = 0;
     while bits < 256 {
         let (mut channel, mut rank) = (0, 0);
         while channel < 8 {
             if bits >> channel & 1 == 1 {
-                table[bits][2 * rank] = 2 * channel;
-                table[bits][2 * rank + 1] = 2 * channel + 1;
+                let (to, from) = if to_channels { (channel, rank) } else { (rank, channel) };
+                table[bits][2 * to] = 2 * from as u8;
+                table[bits][2 * to + 1] = 2 * from as u8 + 1;
                 rank += 1;
             }
             channel += 1;
@@ -43,4 +31,4 @@ pub(crate) static PACK: Shuffles = {
         bits += 1;
     }
     Shuffles(table)
-};
+}
