@@ -1,38 +1,12 @@
 // decompress: pages back to a dense tensor.
 
 #include "mustafar/center.cuh"
-#include "mustafar/run.cuh"
-#include "mustafar/store_params.h"
+#include "mustafar/stored.cuh"
 
 namespace mustafar {
 
-// A warp's packed values: one tile, shifted by up to 7 values to line up with its place in the page.
 template <int kDim>
-constexpr int kDecompressStage = kTileRows * kDim + 8;
-
-__device__ __forceinline__ void count_error(uint32_t* errors) {
-  if (errors != nullptr) {
-    atomicAdd(errors, 1u);
-  }
-}
-
-// The tile's values in the page: how far into the values they start, and how many there are. Offsets of a
-// damaged page are clamped, so that whatever they say nothing outside the page or the stage is read.
-struct ValueRun {
-  int start;
-  int count;
-};
-
-template <int kDim>
-__device__ __forceinline__ ValueRun tile_run(const DecompressParams& p, const uint16_t* offsets, int row0,
-                                             int rows) {
-  if (p.pool.keep > 0) {
-    return {row0 * p.pool.keep, rows * p.pool.keep};
-  }
-  const int start = min(static_cast<int>(offsets[row0]), p.capacity);
-  const int end = min(static_cast<int>(offsets[row0 + rows]), p.capacity);
-  return {start, min(max(end - start, 0), rows * kDim)};
-}
+using DecompressTile = StoredTile<kDim, kTileRows>;
 
 // Eight channels of a chunk to `out`, whose type differs from the pages' or that gets a centre.
 template <typename T>
@@ -71,54 +45,35 @@ __device__ __forceinline__ void decompress(const DecompressParams& p, uint16_t* 
   const int head = unit % heads;
   const int64_t sequence = unit / heads / tiles;
   const int first = static_cast<int>(unit / heads % tiles) * kTileRows;
-  const SequencesParams& s = p.sequences;
-  const int32_t len = s.lens[s.lens_per_head ? sequence * p.heads + head : sequence];
-  const bool wrong_len = static_cast<uint32_t>(len) > static_cast<uint32_t>(p.max_len);
-  if (wrong_len && first == 0 && lane == 0) {
+  const int len = stored_length(p, sequence, head);
+  if (len < 0 && first == 0 && lane == 0) {
     count_error(p.errors);
   }
-  if (wrong_len || len <= first) {
+  if (len <= first) {
     return;
   }
-  const int rows = min(len - first, kTileRows);
-  const int64_t entry = sequence * s.table_stride + first / s.page_tokens;
-  const int64_t number = s.table != nullptr ? s.table[entry] : entry;
-  if (number < 0 || number >= p.num_pages) {
+  const uint8_t* page = stored_page(p, sequence, head, first);
+  if (page == nullptr) {
     if (lane == 0) {
       count_error(p.errors);
     }
     return;
   }
-  const uint8_t* page = p.pool.pages + number * p.pool.page_stride_bytes + head * p.pool.head_stride_bytes;
-  const uint16_t* values = reinterpret_cast<const uint16_t*>(page + p.pool.values_offset_bytes);
-  const uint16_t* offsets = reinterpret_cast<const uint16_t*>(page + s.page_tokens * (kDim / 8));
-  const int row0 = first % s.page_tokens;
-  const ValueRun run = tile_run<kDim>(p, offsets, row0, rows);
-  uint16_t* const packed = stage + run_shift(values + run.start);
-  copy_run(packed, values + run.start, run.count, lane);
-  __syncwarp();
+  const int rows = min(len - first, kTileRows);
+  const int page_tokens = p.sequences.page_tokens;
+  const DecompressTile<kDim> tile(p.pool, page, page_tokens, p.capacity, first % page_tokens, rows, stage,
+                                  lane);
 
 #pragma unroll 1
   for (int pass = 0; pass < kTileRows / L::kRows; ++pass) {
     const int row = pass * L::kRows + lane / L::kPerRow;
-    const bool present = row < rows;
-    const uint32_t kept = present ? load_kept<kDim>(page + (row0 + row) * (kDim / 8), t) : 0;
-    uint32_t count;
-    const uint32_t starts = chunk_starts<kDim>(kept, t, count);
-    if (!present) {
+    uint32_t words[L::kWords];
+    if (!tile.expand(row, t, words) && t == 0) {
+      count_error(p.errors);
+    }
+    if (row >= rows) {
       continue;
     }
-    int at = row * p.pool.keep;
-    if (p.pool.keep == 0) {
-      const int begin = offsets[row0 + row];
-      const int end = offsets[row0 + row + 1];
-      if (t == 0 && (end - begin != static_cast<int>(count) || end > p.capacity)) {
-        count_error(p.errors);
-      }
-      at = min(max(begin - run.start, 0), (kTileRows - 1) * kDim);
-    }
-    uint32_t words[L::kWords];
-    unpack_chunks<kDim>(words, kept, starts, packed + at);
     const int64_t out_row =
         sequence * p.out_batch_stride + (first + row) * p.out_token_stride + head * p.out_head_stride + 8 * t;
     if (p.out_dtype == T::kCode && p.center == nullptr) {
@@ -136,11 +91,11 @@ __device__ __forceinline__ void decompress(const DecompressParams& p, uint16_t* 
 
 }  // namespace mustafar
 
-#define MST_VARIANT(dtype, dim)                                                                      \
-  extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps)                           \
-      mst_decompress_##dtype##_d##dim(const __grid_constant__ mustafar::DecompressParams params) {   \
-    __shared__ __align__(16) uint16_t stage[mustafar::kStoreWarps][mustafar::kDecompressStage<dim>]; \
-    mustafar::decompress<mustafar::dtype, dim>(params, stage[threadIdx.x / 32]);                     \
+#define MST_VARIANT(dtype, dim)                                                                            \
+  extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps)                                 \
+      mst_decompress_##dtype##_d##dim(const __grid_constant__ mustafar::DecompressParams params) {         \
+    __shared__ __align__(16) uint16_t stage[mustafar::kStoreWarps][mustafar::DecompressTile<dim>::kStage]; \
+    mustafar::decompress<mustafar::dtype, dim>(params, stage[threadIdx.x / 32]);                           \
   }
 #include "variants.inc"
 #undef MST_VARIANT

@@ -23,8 +23,8 @@ struct Lanes {
   static_assert(kPerRow * kChunks * 8 == kDim && (kPerRow & (kPerRow - 1)) == 0, "unsupported head_dim");
 };
 
-template <int kPerRow>
-__device__ __forceinline__ uint32_t row_sum(uint32_t value) {
+template <int kPerRow, typename Value>
+__device__ __forceinline__ Value row_sum(Value value) {
 #pragma unroll
   for (int offset = 1; offset < kPerRow; offset *= 2) {
     value += __shfl_xor_sync(kFullWarp, value, offset);

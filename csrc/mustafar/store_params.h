@@ -93,8 +93,8 @@ struct DecompressParams {
   SequencesParams sequences;
   const float* center;  // [center_batch, heads, dim]; null: none
   void* out;            // [batch, >= max_len, heads, dim]
-  uint32_t* errors;     // counts wrong lengths and page numbers, whose tokens are not written, and wrong
-                        // rows of ragged pages, of which anything is; null: not counted
+  uint32_t* errors;     // counts wrong lengths and page numbers, whose tokens are not written, and rows with
+                        // another number of bits than values, which read as +0; null: not counted
   int64_t out_batch_stride;
   int64_t out_token_stride;
   int64_t out_head_stride;

@@ -22,3 +22,4 @@ mod emulator;
 mod merge;
 mod pages;
 mod prune;
+mod spmv;

@@ -5,15 +5,17 @@ use crate::emulator::{Buffer, Launch, dtype_code, le, run};
 use mustafar::ops::{Center, Decompress, decompress};
 use mustafar::{Context, DType, PageFormat, Rows, Stream};
 
-/// Adds `StorePool` and `SequencesParams`, which both structs start with.
-fn page_params(launch: &mut Launch, pool: &Pool, table: &Table) {
+/// Adds `StorePool` and `SequencesParams`, which the structs of all kernels that read pages start with: buffers 0 to 2
+/// are the pages, the table and the lengths. A table that numbers all pages in order is not passed.
+pub(crate) fn page_params(launch: &mut Launch, pool: &Pool, table: &Table) {
     let layout = pool.layout;
+    let in_order = table.entries.iter().enumerate().all(|(i, &page)| page == i as i32);
     let pages = launch.buffer(&pool.bytes);
     let entries = launch.buffer(&le(&table.entries, i32::to_le_bytes));
     let lens = launch.buffer(&le(&table.lens, i32::to_le_bytes));
     launch.pointer(Some(pages)).long(layout.page_stride).long(layout.head_stride);
     launch.int(layout.format.keep().unwrap_or(0)).int(layout.format.values_offset());
-    launch.pointer(Some(entries)).pointer(Some(lens)).long(table.stride);
+    launch.pointer((!in_order).then_some(entries)).pointer(Some(lens)).long(table.stride);
     launch.int(usize::from(table.per_head.is_some())).int(table.page_tokens);
 }
 
