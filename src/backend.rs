@@ -1,8 +1,12 @@
 //! Backends and the context that every op takes.
+#![allow(unsafe_code)]
 
 use crate::cpu::Level;
+use crate::cuda::Device;
 use crate::error::{Error, Result};
 use std::ffi::c_void;
+use std::fmt;
+use std::sync::Arc;
 
 /// Where ops run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -10,13 +14,36 @@ use std::ffi::c_void;
 pub enum Backend {
     /// Host memory, SIMD chosen at run time.
     Cpu,
+    /// Memory of one CUDA device; ops are submitted to a stream.
+    Cuda,
+}
+
+/// How ops run on the CPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cpu {
+    /// Threads an op may use.
+    pub(crate) threads: usize,
+    /// Instructions, which this processor has.
+    pub(crate) level: Level,
+}
+
+#[derive(Debug, Clone)]
+enum Target {
+    Cpu(Cpu),
+    Cuda(Arc<Device>),
+}
+
+/// What an op hands its checked arguments to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Run<'a> {
+    Cpu(Cpu),
+    Cuda(&'a Device),
 }
 
 /// A backend ready to run ops. Immutable after creation: share it between threads freely.
 #[derive(Debug, Clone)]
 pub struct Context {
-    threads: usize,
-    level: Level,
+    target: Target,
 }
 
 impl Context {
@@ -43,25 +70,99 @@ impl Context {
         if !level.available() {
             return Err(Error::Unavailable { reason: format!("this processor has no {level}") });
         }
-        Ok(Self { threads, level })
+        Ok(Self { target: Target::Cpu(Cpu { threads, level }) })
+    }
+
+    /// The CUDA backend on device `ordinal` (as the driver counts them, `CUDA_VISIBLE_DEVICES` applied).
+    ///
+    /// Works in the CUDA context that is current on the calling thread if that belongs to the device (it must then
+    /// outlive this context and its clones), else in the device's primary context, the one the CUDA runtime and
+    /// PyTorch use. Loads every kernel, so that ops never do; allocates 16 bytes of device memory. What is current
+    /// on the calling thread is the same afterwards, here and in every op.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without a driver, a device or compiled kernels, or when driver or device are too old;
+    /// [`Error::InvalidArgument`] for an ordinal past the last device; [`Error::Cuda`] when the driver refuses.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self { target: Target::Cuda(Arc::new(Device::open(ordinal)?)) })
     }
 
     /// The backend that ops given this context run on.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        Backend::Cpu
+        match self.target {
+            Target::Cpu(_) => Backend::Cpu,
+            Target::Cuda(_) => Backend::Cuda,
+        }
     }
 
-    /// Threads an op may use on the CPU backend.
+    /// Threads an op may use; `None` unless on the CPU backend.
     #[must_use]
-    pub fn threads(&self) -> usize {
-        self.threads
+    pub fn threads(&self) -> Option<usize> {
+        match self.target {
+            Target::Cpu(cpu) => Some(cpu.threads),
+            Target::Cuda(_) => None,
+        }
     }
 
-    /// Instruction level of the CPU backend.
+    /// Instruction level; `None` unless on the CPU backend.
     #[must_use]
-    pub fn level(&self) -> Level {
-        self.level
+    pub fn level(&self) -> Option<Level> {
+        match self.target {
+            Target::Cpu(cpu) => Some(cpu.level),
+            Target::Cuda(_) => None,
+        }
+    }
+
+    /// What went wrong in finished ops of this context since the last call, which CUDA ops cannot return: they have
+    /// returned long before. Always nothing on the CPU backend, where ops return their errors.
+    ///
+    /// Waits for the device's default stream only: synchronise the stream of the ops first. Not for graph capture.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when the driver refuses, which is where a fault of an earlier kernel shows.
+    pub fn take_device_errors(&self) -> Result<DeviceErrors> {
+        match &self.target {
+            Target::Cpu(_) => Ok(DeviceErrors::default()),
+            Target::Cuda(device) => device.take_errors(),
+        }
+    }
+
+    pub(crate) fn run(&self) -> Run<'_> {
+        match &self.target {
+            Target::Cpu(cpu) => Run::Cpu(*cpu),
+            Target::Cuda(device) => Run::Cuda(device),
+        }
+    }
+}
+
+/// Such as `cpu, avx2, 1 thread` or `cuda device 0`.
+impl fmt::Display for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Cpu(Cpu { threads: 1, level }) => write!(f, "cpu, {level}, 1 thread"),
+            Target::Cpu(Cpu { threads, level }) => write!(f, "cpu, {level}, {threads} threads"),
+            Target::Cuda(device) => write!(f, "cuda device {}", device.ordinal()),
+        }
+    }
+}
+
+/// Work that CUDA ops left undone because of what device arrays held; see [`Context::take_device_errors`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceErrors {
+    /// Tokens (once for K, once for V) that `append` skipped: slot or sequence out of range.
+    pub append: u32,
+    /// Pages (of one head) that `compress` left unwritten: too full, or page number out of range.
+    pub compress: u32,
+    /// Lengths, page numbers and ragged rows that `decompress` or spmv found out of range.
+    pub read: u32,
+}
+
+impl DeviceErrors {
+    /// Nothing went wrong.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -74,9 +175,13 @@ impl Stream {
     /// No stream: the CPU backend.
     pub const NONE: Self = Self(std::ptr::null_mut());
 
-    /// A stream handle of the caller's. It is passed on, never dereferenced here.
+    /// A stream handle of the caller's.
+    ///
+    /// # Safety
+    /// On the CUDA backend it is null (the default stream) or a live stream of the context that ops run in, until they
+    /// have been submitted.
     #[must_use]
-    pub fn from_raw(stream: *mut c_void) -> Self {
+    pub unsafe fn from_raw(stream: *mut c_void) -> Self {
         Self(stream)
     }
 
@@ -92,7 +197,7 @@ impl Stream {
             Backend::Cpu if !self.0.is_null() => {
                 Err(Error::invalid("stream", format!("{:p}", self.0), "null on the CPU backend"))
             }
-            Backend::Cpu => Ok(()),
+            Backend::Cpu | Backend::Cuda => Ok(()),
         }
     }
 }

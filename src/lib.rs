@@ -15,6 +15,7 @@ pub mod cache;
 #[doc(hidden)]
 pub mod capi;
 mod cpu;
+mod cuda;
 pub mod dtype;
 pub mod error;
 pub mod format;
@@ -27,7 +28,7 @@ pub mod tensor;
 #[doc = "What kernels exist for: head dimensions, page sizes, value types."]
 pub mod variants;
 
-pub use backend::{Backend, Context, Stream};
+pub use backend::{Backend, Context, DeviceErrors, Stream};
 pub use cache::{Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, SequenceId};
 pub use cpu::Level;
 pub use dtype::DType;

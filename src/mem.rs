@@ -106,12 +106,18 @@ impl<'a> Mem<'a> {
 
     /// The first `count` elements as a slice. Errors name `argument`: wrong place, misaligned or too short.
     pub(crate) fn slice<T: Element>(&self, argument: &'static str, count: usize) -> Result<&'a [T]> {
-        if check::<T>(self.address, self.bytes, self.place, argument, count)? {
+        if check::<T>(self.address, self.bytes, self.place, Place::Host, argument, count)? {
             return Ok(&[]);
         }
         // SAFETY: `check` established host memory, alignment and length; the constructor's contract (a slice
         // borrow, or `from_raw`) gives readability, initialisation and the lifetime; any bits are a valid `T`.
         Ok(unsafe { std::slice::from_raw_parts(self.address as *const T, count) })
+    }
+
+    /// Address of the first `count` elements on a device; 0 if there are none. Errors as [`Mem::slice`].
+    pub(crate) fn device_address<T: Element>(&self, argument: &'static str, count: usize) -> Result<u64> {
+        let empty = check::<T>(self.address, self.bytes, self.place, Place::Device, argument, count)?;
+        Ok(if empty { 0 } else { self.address })
     }
 }
 
@@ -188,7 +194,7 @@ impl<'a> MemMut<'a> {
 
     /// The first `count` elements as a slice. Errors name `argument`: wrong place, misaligned or too short.
     pub(crate) fn slice_mut<T: Element>(&mut self, argument: &'static str, count: usize) -> Result<&mut [T]> {
-        if check::<T>(self.address, self.bytes, self.place, argument, count)? {
+        if check::<T>(self.address, self.bytes, self.place, Place::Host, argument, count)? {
             return Ok(&mut []);
         }
         // SAFETY: as in `Mem::slice`; `&mut self` keeps a second slice of this view from existing.
@@ -196,16 +202,24 @@ impl<'a> MemMut<'a> {
     }
 }
 
-/// Checks a view against `count` elements of `T`; true when there is nothing to point at.
+/// Checks a view against `count` elements of `T` where the backend wants them; true when there is nothing to point
+/// at.
 pub(crate) fn check<T>(
     address: u64,
     bytes: usize,
     place: Place,
+    expected: Place,
     argument: &'static str,
     count: usize,
 ) -> Result<bool> {
-    if place != Place::Host {
-        return Err(Error::invalid(argument, "device memory", "host memory on the CPU backend"));
+    match (place, expected) {
+        (Place::Device, Place::Host) => {
+            return Err(Error::invalid(argument, "device memory", "host memory on the CPU backend"));
+        }
+        (Place::Host, Place::Device) => {
+            return Err(Error::invalid(argument, "host memory", "device memory on the CUDA backend"));
+        }
+        _ => {}
     }
     let needed = count.checked_mul(size_of::<T>()).ok_or(Error::Overflow { argument })?;
     if needed > bytes {

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{PAGE_ALIGN, PageFormat};
-use crate::mem::{self, Mem, MemMut};
+use crate::mem::{self, Mem, MemMut, Place};
 use std::marker::PhantomData;
 
 /// Where the pages of one side (K or V) lie: page `p` of KV head `h` starts at
@@ -70,7 +70,7 @@ impl PoolLayout {
         self.num_pages.saturating_mul(self.format.page_tokens())
     }
 
-    fn check(&self, argument: &'static str, address: u64, bytes: usize) -> Result<()> {
+    pub(crate) fn check(&self, argument: &'static str, address: u64, bytes: usize) -> Result<()> {
         let needed = self.extent(argument)?;
         if needed == 0 {
             return Ok(());
@@ -190,7 +190,7 @@ impl PagePoolMut<'_> {
     /// The pages for writing on the host.
     pub(crate) fn pages_mut(&mut self, argument: &'static str) -> Result<PagesMut<'_>> {
         let (address, bytes, place) = (self.mem.address(), self.mem.bytes(), self.mem.place());
-        mem::check::<u8>(address, bytes, place, argument, self.layout.extent(argument)?)?;
+        mem::check::<u8>(address, bytes, place, Place::Host, argument, self.layout.extent(argument)?)?;
         // Again, since `layout` is a public field.
         self.layout.check(argument, address, bytes)?;
         Ok(PagesMut { first: address as *mut u8, layout: self.layout, _life: PhantomData })
@@ -297,7 +297,7 @@ impl Sequences<'_> {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::mem::{HostBuffer, Place};
+    use crate::mem::HostBuffer;
 
     fn layout(num_pages: usize, kv_heads: usize) -> PoolLayout {
         // 16 rows of 8 bitmap bytes and two 2-byte values: 192 bytes.

@@ -4,7 +4,7 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::mem::{self, Element, Mem, MemMut};
+use crate::mem::{self, Element, Mem, MemMut, Place};
 use std::marker::PhantomData;
 
 /// Sizes and strides shared by [`Tensor`] and [`TensorMut`].
@@ -85,7 +85,7 @@ impl Shape {
         true
     }
 
-    fn check_disjoint(&self, argument: &'static str) -> Result<()> {
+    pub(crate) fn check_disjoint(&self, argument: &'static str) -> Result<()> {
         if self.extent(argument)? > 0 && !self.rows_are_disjoint() {
             return Err(Error::invalid(
                 argument,
@@ -188,7 +188,7 @@ impl TensorMut<'_> {
     pub(crate) fn rows_mut<T: Element>(&mut self, argument: &'static str) -> Result<RowsMut<'_, T>> {
         debug_assert_eq!(size_of::<T>(), self.dtype.bytes());
         let (address, bytes, place) = (self.mem.address(), self.mem.bytes(), self.mem.place());
-        mem::check::<T>(address, bytes, place, argument, self.shape.extent(argument)?)?;
+        mem::check::<T>(address, bytes, place, Place::Host, argument, self.shape.extent(argument)?)?;
         // Again, since `shape` is a public field.
         self.shape.check_disjoint(argument)?;
         Ok(RowsMut { first: address as *mut T, shape: self.shape, _life: PhantomData })

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, keeps};
+use common::{
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, keeps,
+};
 use mustafar::ops::{Append, AppendSide, Center, append};
 use mustafar::{
     Context, DType, Error, Mem, MemMut, PageFormat, PagePoolMut, Place, PoolLayout, Stream, reference,
@@ -373,7 +375,7 @@ fn streams_and_device_memory_are_refused_on_the_cpu() {
         Side::random(&mut Rng::new(9), Dist::Normal, Layout::TokensFirst, 1, Pool::contiguous(format, 1, 1));
     let context = Context::cpu(1).unwrap();
     let args = Append { k: Some(side.args()), v: None, slots: Mem::host(&[0i64]), sequence: None };
-    let error = append(&context, Stream::from_raw(8 as *mut _), args).unwrap_err();
+    let error = append(&context, foreign_stream(), args).unwrap_err();
     assert_eq!(error.to_string(), "stream is 0x8; allowed: null on the CPU backend");
     // SAFETY: device memory is never dereferenced.
     let slots = unsafe { Mem::from_raw(64, 8, Place::Device) };

@@ -5,7 +5,7 @@ mod cache_model;
 mod common;
 
 use cache_model::{Pair, new_cache, part, random_tokens, small_config};
-use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng};
+use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, foreign_stream};
 use mustafar::{
     Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId, Stream,
 };
@@ -425,7 +425,7 @@ fn calls_with_wrong_arguments_change_nothing() {
     let (a, b) = (pair.create(), pair.create());
     pair.step(&mut rng, &[a, b], 50);
     let stranger = SequenceId::from_raw(99);
-    let stream = Stream::from_raw(std::ptr::dangling_mut());
+    let stream = foreign_stream();
     let (k, v) = random_tokens(&mut rng, &config, 2, 40);
     let dense = |dtype, batch, tokens, heads, dim| {
         Dense::poisoned(dtype, Layout::TokensFirst.shape(batch, tokens, heads, dim))

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, lengths};
+use common::{
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, lengths,
+};
 use mustafar::ops::{Compress, Prune, Selection, compress, prune};
 use mustafar::reference::{self, Row};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Stream};
@@ -258,7 +260,7 @@ fn streams_are_refused_on_the_cpu() {
         pages: Mem::host(&empty[..]),
         needed: None,
     };
-    let error = compress(&Context::cpu(1).unwrap(), Stream::from_raw(64 as *mut _), args).unwrap_err();
+    let error = compress(&Context::cpu(1).unwrap(), foreign_stream(), args).unwrap_err();
     assert_eq!(error.to_string(), "stream is 0x40; allowed: null on the CPU backend");
 }
 

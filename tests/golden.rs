@@ -264,7 +264,7 @@ fn append_writes_the_golden_pages() {
         };
         let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
         ops::append(&context, Stream::NONE, args).unwrap();
-        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context.level());
+        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);
 
         for row in case["rows"].as_array().unwrap() {
             // Decompress up to the row in a page whose earlier rows are copies of it, as those may never have
@@ -304,7 +304,7 @@ fn compress_writes_the_golden_pages() {
             needed: Some(MemMut::host(&mut needed)),
         };
         ops::compress(&context, Stream::NONE, args).unwrap();
-        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context.level());
+        assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);
         let kept: usize = masks(case).iter().flatten().filter(|kept| **kept).count();
         assert_eq!(needed[0] as usize, kept, "{}", name(case));
         assert_eq!(decompress(&context, &pool, tokens), rows(case, "dense"), "{}", name(case));
@@ -326,9 +326,9 @@ fn prune_writes_the_golden_masks() {
             mask: Some(MemMut::host(&mut mask)),
         };
         ops::prune(&context, Stream::NONE, args).unwrap();
-        assert_eq!(mask, expected, "{} at {}", name(case), context.level());
+        assert_eq!(mask, expected, "{} at {}", name(case), context);
         let output: Vec<Vec<u16>> = (0..x.shape.tokens).map(|t| x.row_bits(0, t, 0)).collect();
-        assert_eq!(output, rows(case, "output"), "{} at {}", name(case), context.level());
+        assert_eq!(output, rows(case, "output"), "{} at {}", name(case), context);
         x.assert_gaps_untouched();
     }
 }

@@ -224,8 +224,8 @@ proptest! {
             for part in order.chunks(order.len().div_ceil(calls).max(1)) {
                 append(&context, [&mut k, &mut v], part, &slots, &sequence);
             }
-            prop_assert!(k.pool.bytes[..] == expected_k.bytes[..], "K pages at {}", context.level());
-            prop_assert!(v.pool.bytes[..] == expected_v.bytes[..], "V pages at {}", context.level());
+            prop_assert!(k.pool.bytes[..] == expected_k.bytes[..], "K pages at {}", context);
+            prop_assert!(v.pool.bytes[..] == expected_v.bytes[..], "V pages at {}", context);
             k.check_round_trip(&context, &table, batch.layout);
             v.check_round_trip(&context, &table, batch.layout);
         }
@@ -400,7 +400,7 @@ proptest! {
             for (b, t, h) in x.indices() {
                 prop_assert_eq!(&pruned.row_bits(b, t, h), &rows[b][h][t].bits, "{} {} {}", b, t, h);
             }
-            prop_assert!(mask[..] == masks[..], "mask at {}", context.level());
+            prop_assert!(mask[..] == masks[..], "mask at {}", context);
         }
     }
 }

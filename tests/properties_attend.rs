@@ -82,7 +82,7 @@ proptest! {
         let scene = Scene::new(step);
         for context in contexts(&[1]) {
             let (out, lse) = scene.run(&context);
-            scene.check(&context.level().to_string(), &out, &lse);
+            scene.check(&context.to_string(), &out, &lse);
         }
     }
 
@@ -92,7 +92,7 @@ proptest! {
         let scene = Scene::new(Step { dist: Dist::NonFinite, centers: 0, lens, ..step });
         for context in contexts(&[1]) {
             let (out, lse) = scene.run(&context);
-            scene.check_non_finite(&context.level().to_string(), &out, &lse);
+            scene.check_non_finite(&context.to_string(), &out, &lse);
         }
     }
 

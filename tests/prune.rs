@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, keeps};
+use common::{
+    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, foreign_stream, keeps,
+};
 use mustafar::ops::{Prune, Selection, prune};
 use mustafar::reference::{self, Row};
 use mustafar::{Context, DType, Mem, MemMut, Stream};
@@ -212,7 +214,7 @@ fn bad_arguments() {
         let mut x = x.clone();
         let args =
             Prune { x: x.view_mut(), selection: token(1), weights: Some(Mem::host(&weights)), mask: None };
-        prune(&Context::cpu(1).unwrap(), Stream::from_raw(64 as *mut _), args).unwrap_err()
+        prune(&Context::cpu(1).unwrap(), foreign_stream(), args).unwrap_err()
     };
     assert_eq!(error.to_string(), "stream is 0x40; allowed: null on the CPU backend");
 }

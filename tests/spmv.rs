@@ -69,7 +69,7 @@ impl Case {
                 let scale = scale.map_or(1.0 / (dim as f64).sqrt(), f64::from);
                 let want = reference::spmv_key(&q.row(b, t, h), &keys, scale);
                 let got = scores.row(b, t, h);
-                let what = format!("{} b {b} t {t} h {h}", context.level());
+                let what = format!("{} b {b} t {t} h {h}", context);
                 assert_close(&what, &got[..want.len()], &want, Tolerance::new(DType::F32, 4.0));
                 assert!(got[want.len()..].iter().all(|x| x.is_nan()), "{what}: wrote past the length");
             }
@@ -103,7 +103,7 @@ impl Case {
                 let values: Vec<&[f64]> = tokens.iter().map(|v| &v[..]).collect();
                 let weights = &weights.row(b, t, h)[..tokens.len()];
                 let want = reference::spmv_value(weights, &values, dim);
-                let what = format!("{} b {b} t {t} h {h}", context.level());
+                let what = format!("{} b {b} t {t} h {h}", context);
                 assert_close(&what, &out.row(b, t, h), &want, Tolerance::new(out_dtype, 1.0));
             }
         }

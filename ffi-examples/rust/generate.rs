@@ -97,7 +97,7 @@ fn run(args: &Cli) -> Result<()> {
         "prompt: {} tokens, prefill {prefill_rate:.0} tokens/s ({}), {} threads",
         prompt.len(),
         shares(&meter),
-        model.context().threads()
+        model.threads()
     );
     // Each policy gets one store to generate with and one to follow the dense answer.
     let mut free = Vec::new();
@@ -141,7 +141,7 @@ fn run(args: &Cli) -> Result<()> {
             "{}",
             json!({
                 "prompt_tokens": prompt.len(),
-                "threads": model.context().threads(),
+                "threads": model.threads(),
                 "prefill_tokens_per_s": prefill_rate,
                 "prefill_products_share": share(meter.products, &meter),
                 "runs": reports,

@@ -175,7 +175,7 @@ fn measure(options: &Options) -> Result<Results, Error> {
     }
     bar.finish_and_clear();
     Ok(Results {
-        level: context.level().to_string(),
+        level: context.level().map_or_else(|| context.to_string(), |level| level.to_string()),
         attend_us: median(compressed),
         dense_us: median(dense),
         append_us: median(append),

@@ -2,7 +2,7 @@
 
 use super::sequences::{Progress, Sequence};
 use super::{Cache, CenterMode, SequenceId};
-use crate::backend::Backend;
+use crate::backend::Run;
 use crate::backend::Stream;
 use crate::cpu::median::median;
 use crate::error::{Error, Result};
@@ -202,8 +202,9 @@ impl Cache {
             [self.windows.v.tensor(layer)?.tokens("v", plan.row, 0, old)?, v.tokens("v", b, from, to)?];
         let center_at = self.geometry.center_at(&self.config, layer, plan.row);
         if self.config.center == CenterMode::Median && plan.before.compressed == 0 {
-            let center = match self.context.backend() {
-                Backend::Cpu => median(self.context.threads(), "k", &k_parts)?,
+            let center = match self.context.run() {
+                Run::Cpu(cpu) => median(cpu.threads, "k", &k_parts)?,
+                Run::Cuda(_) => return Err(Error::Internal { reason: "cache on CUDA".to_owned() }),
             };
             let bytes: Vec<u8> = center.into_iter().flat_map(f32::to_ne_bytes).collect();
             self.centers.write(center_at, &bytes);

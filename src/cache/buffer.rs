@@ -14,6 +14,7 @@ impl Buffer {
     pub(super) fn zeroed(context: &Context, bytes: usize) -> Result<Self> {
         match context.backend() {
             Backend::Cpu => Ok(Self { memory: HostBuffer::zeroed(bytes)? }),
+            Backend::Cuda => Err(crate::Error::unsupported("context", context, "the CPU backend")),
         }
     }
 

@@ -19,6 +19,7 @@ impl Pointers {
     pub(super) fn of(context: &Context) -> Self {
         match context.backend() {
             Backend::Cpu => Self::Into(Place::Host),
+            Backend::Cuda => Self::Into(Place::Device),
         }
     }
 

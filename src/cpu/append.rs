@@ -3,7 +3,7 @@
 use super::parallel;
 use super::select::{select, subtract_center};
 use super::simd_rows::{self as simd, MAX_DIM};
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::format::PageFormat;
 use crate::ops::check::HostCenter;
 use crate::pool::PagesMut;
@@ -32,28 +32,28 @@ pub(crate) struct Targets<'a> {
 pub(crate) type Side<'a> = (Source<'a>, PagesMut<'a>);
 
 /// Threads take ranges of heads: tokens of one head may share a slot, and the later one must win.
-pub(crate) fn append(context: &Context, k: Option<Side<'_>>, v: Option<Side<'_>>, targets: Targets<'_>) {
+pub(crate) fn append(cpu: Cpu, k: Option<Side<'_>>, v: Option<Side<'_>>, targets: Targets<'_>) {
     let bytes =
         |(source, _): &Side<'_>| source.x.shape.tokens * source.x.shape.heads * source.x.shape.dim * 2;
     let traffic = k.iter().chain(&v).map(bytes).sum();
-    let threads = parallel::useful_threads(context.threads(), traffic);
+    let threads = parallel::useful_threads(cpu.threads, traffic);
     let parts = k.into_iter().chain(v).flat_map(|(source, pages)| {
         let share = pages.layout.kv_heads.div_ceil(threads);
         pages.head_ranges(share).map(move |(first, pages)| (source, first, pages))
     });
     parallel::for_each(threads, parts, |(source, first_head, pages)| {
-        append_heads(context, &source, first_head, pages, targets);
+        append_heads(cpu, &source, first_head, pages, targets);
     });
 }
 
 fn append_heads(
-    context: &Context,
+    cpu: Cpu,
     source: &Source<'_>,
     first_head: usize,
     mut pages: PagesMut<'_>,
     targets: Targets<'_>,
 ) {
-    let (level, format) = (context.level(), pages.layout.format);
+    let (level, format) = (cpu.level, pages.layout.format);
     let (dtype, dim) = (format.dtype(), format.head_dim());
     let mut shifted = [0u16; MAX_DIM];
     for (token, &slot) in targets.slots.iter().enumerate() {

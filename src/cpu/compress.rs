@@ -2,7 +2,7 @@
 
 use super::parallel;
 use super::simd_rows::{self as simd, Mask};
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::format::PageFormat;
 use crate::pool::PagesMut;
 use crate::tensor::Rows;
@@ -21,14 +21,14 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn mask(&self, context: &Context, token: usize, head: usize) -> Mask {
+    fn mask(&self, cpu: Cpu, token: usize, head: usize) -> Mask {
         let shape = self.x.shape;
         match self.mask {
             Some(bytes) => {
                 let row_bytes = shape.dim / 8;
                 Mask::from_bytes(&bytes[(token * shape.heads + head) * row_bytes..][..row_bytes])
             }
-            None => simd::nonzero(context.level(), self.x.row(0, token, head)),
+            None => simd::nonzero(cpu.level, self.x.row(0, token, head)),
         }
     }
 
@@ -38,16 +38,16 @@ impl Source<'_> {
         first..self.x.shape.tokens.min(first + self.page_tokens)
     }
 
-    fn threads(&self, context: &Context) -> usize {
+    fn threads(&self, cpu: Cpu) -> usize {
         let shape = self.x.shape;
-        parallel::useful_threads(context.threads(), shape.tokens * shape.heads * shape.dim * 2)
+        parallel::useful_threads(cpu.threads, shape.tokens * shape.heads * shape.dim * 2)
     }
 }
 
 /// Counts the values of each page into `needed`, `[pages, heads]`, if it is given. Returns the first page and head
 /// that hold more than `capacity`, and how many.
 pub(crate) fn count(
-    context: &Context,
+    cpu: Cpu,
     source: Source<'_>,
     needed: Option<&mut [u32]>,
     capacity: usize,
@@ -63,9 +63,9 @@ pub(crate) fn count(
         });
         (i, of_page)
     });
-    parallel::for_each(source.threads(context), pages, |(i, mut needed)| {
+    parallel::for_each(source.threads(cpu), pages, |(i, mut needed)| {
         for head in 0..shape.heads {
-            let count = source.tokens(i).map(|token| source.mask(context, token, head).count()).sum::<u32>();
+            let count = source.tokens(i).map(|token| source.mask(cpu, token, head).count()).sum::<u32>();
             if let Some(needed) = &mut needed {
                 needed[head] = count;
             }
@@ -80,15 +80,15 @@ pub(crate) fn count(
 }
 
 /// Writes the pages, whose rows have been found to fit. Threads take ranges of heads.
-pub(crate) fn compress(context: &Context, source: Source<'_>, pages: &[i32], pool: PagesMut<'_>) {
-    let threads = source.threads(context);
+pub(crate) fn compress(cpu: Cpu, source: Source<'_>, pages: &[i32], pool: PagesMut<'_>) {
+    let threads = source.threads(cpu);
     let share = pool.layout.kv_heads.div_ceil(threads);
     parallel::for_each(threads, pool.head_ranges(share), |(first_head, mut part)| {
         let format = part.layout.format;
         for (i, &page) in pages.iter().enumerate() {
             for head in 0..part.layout.kv_heads {
                 let bytes = part.page_mut(page as usize, head);
-                write_page(context, source, &format, source.tokens(i), first_head + head, bytes);
+                write_page(cpu, source, &format, source.tokens(i), first_head + head, bytes);
             }
         }
     });
@@ -96,7 +96,7 @@ pub(crate) fn compress(context: &Context, source: Source<'_>, pages: &[i32], poo
 
 /// Every byte of the page is written: rows past the last token are empty, what no row uses is zero.
 fn write_page(
-    context: &Context,
+    cpu: Cpu,
     source: Source<'_>,
     format: &PageFormat,
     tokens: Range<usize>,
@@ -112,10 +112,10 @@ fn write_page(
     let mut end = 0;
     for (token, (bitmap, row_end)) in (tokens.start..).zip(rows) {
         if token < tokens.end {
-            let mask = source.mask(context, token, head);
+            let mask = source.mask(cpu, token, head);
             mask.write(bitmap);
             let row = &mut values[2 * end..][..2 * mask.count() as usize];
-            simd::pack(context.level(), source.x.row(0, token, head), &mask, row);
+            simd::pack(cpu.level, source.x.row(0, token, head), &mask, row);
             end += mask.count() as usize;
         } else {
             bitmap.fill(0);

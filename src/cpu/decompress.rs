@@ -2,7 +2,7 @@
 
 use super::parallel;
 use super::simd_rows::{self as simd, MAX_DIM};
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::dtype::DType;
 use crate::format::Rows;
 use crate::mem::Element;
@@ -22,24 +22,24 @@ pub(crate) struct Source<'a> {
 }
 
 /// To f16 or bf16 rows, as `dtype` says.
-pub(crate) fn decompress16(context: &Context, source: Source<'_>, dtype: DType, out: RowsMut<'_, u16>) {
-    let (level, pages) = (context.level(), source.pages.layout.format.dtype());
-    rows(context, source, out, |row, center, out| {
+pub(crate) fn decompress16(cpu: Cpu, source: Source<'_>, dtype: DType, out: RowsMut<'_, u16>) {
+    let (level, pages) = (cpu.level, source.pages.layout.format.dtype());
+    rows(cpu, source, out, |row, center, out| {
         if center.is_none() && dtype == pages {
-            row.expand(context, out);
+            row.expand(cpu, out);
         } else {
             let mut x = [0f32; MAX_DIM];
             let x = &mut x[..out.len()];
-            row.floats(context, pages, center, x);
+            row.floats(cpu, pages, center, x);
             simd::narrow(level, dtype, x, out);
         }
     });
 }
 
 /// To f32 rows.
-pub(crate) fn decompress32(context: &Context, source: Source<'_>, out: RowsMut<'_, f32>) {
+pub(crate) fn decompress32(cpu: Cpu, source: Source<'_>, out: RowsMut<'_, f32>) {
     let pages = source.pages.layout.format.dtype();
-    rows(context, source, out, |row, center, out| row.floats(context, pages, center, out));
+    rows(cpu, source, out, |row, center, out| row.floats(cpu, pages, center, out));
 }
 
 /// A row as its page stores it. `values` goes on to the end of the page.
@@ -66,15 +66,15 @@ impl<'a> PackedRow<'a> {
         }
     }
 
-    fn expand(&self, context: &Context, out: &mut [u16]) {
-        simd::expand(context.level(), self.bitmap, self.values, out);
+    fn expand(&self, cpu: Cpu, out: &mut [u16]) {
+        simd::expand(cpu.level, self.bitmap, self.values, out);
     }
 
-    fn floats(&self, context: &Context, dtype: DType, center: Option<&[f32]>, out: &mut [f32]) {
+    fn floats(&self, cpu: Cpu, dtype: DType, center: Option<&[f32]>, out: &mut [f32]) {
         let mut bits = [0u16; MAX_DIM];
         let bits = &mut bits[..out.len()];
-        self.expand(context, bits);
-        simd::widen(context.level(), dtype, bits, out);
+        self.expand(cpu, bits);
+        simd::widen(cpu.level, dtype, bits, out);
         if let Some(center) = center {
             out.iter_mut().zip(center).for_each(|(x, c)| *x += c);
         }
@@ -83,7 +83,7 @@ impl<'a> PackedRow<'a> {
 
 /// Calls `write` with every row below its sequence's length, its centre and its place in `out`.
 fn rows<T: Element>(
-    context: &Context,
+    cpu: Cpu,
     source: Source<'_>,
     out: RowsMut<'_, T>,
     write: impl Fn(PackedRow<'_>, Option<&[f32]>, &mut [T]) + Sync,
@@ -92,7 +92,7 @@ fn rows<T: Element>(
     let page_tokens = sequences.page_tokens;
     let lens = |b| (0..sequences.kv_heads).map(move |head| sequences.len(b, head));
     let tokens: usize = (0..sequences.batch).flat_map(lens).sum();
-    let threads = parallel::useful_threads(context.threads(), tokens * out.shape.dim * size_of::<T>());
+    let threads = parallel::useful_threads(cpu.threads, tokens * out.shape.dim * size_of::<T>());
     let chunk = if threads == 1 { usize::MAX } else { CHUNK };
     parallel::for_each(threads, parts(out, sequences, chunk), |mut part| {
         let center = center.map(|c| c.row(part.sequence, part.head));

@@ -4,7 +4,7 @@ use super::Level;
 use super::parallel;
 use super::select::select;
 use super::simd_rows::{self as simd, GROUP, MAX_DIM, Mask};
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::dtype::DType;
 use crate::ops::prune::Selection;
 use crate::tensor::RowsMut;
@@ -22,13 +22,13 @@ pub(crate) struct Rule<'a> {
 }
 
 /// `mask`, if given, has `dim / 8` bytes for each row of `x`.
-pub(crate) fn prune(context: &Context, rule: Rule<'_>, x: RowsMut<'_, u16>, mask: Option<&mut [u8]>) {
+pub(crate) fn prune(cpu: Cpu, rule: Rule<'_>, x: RowsMut<'_, u16>, mask: Option<&mut [u8]>) {
     let shape = x.shape;
     let bytes = shape.batch * shape.tokens * shape.heads * shape.dim * 2;
-    let threads = parallel::useful_threads(context.threads(), bytes);
+    let threads = parallel::useful_threads(cpu.threads, bytes);
     parallel::for_each(threads, parts(x, mask), |mut part| match rule.selection {
-        Selection::Channel { keep } => part.prune_channels(context.level(), keep),
-        _ => part.prune_tokens(context.level(), &rule),
+        Selection::Channel { keep } => part.prune_channels(cpu.level, keep),
+        _ => part.prune_tokens(cpu.level, &rule),
     });
 }
 

@@ -1,6 +1,6 @@
 //! `spmv_key` and `spmv_value` on the CPU: one KV head of one sequence at a time, in tiles of query rows.
 
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::cpu::dense::{AnyRows, AnyRowsMut, by_head};
 use crate::cpu::math;
 use crate::cpu::packed::{TAIL_BYTES, look_ahead, push_rows};
@@ -49,27 +49,27 @@ impl Source<'_> {
     }
 
     /// Threads worth using.
-    fn threads(&self, context: &Context) -> usize {
+    fn threads(&self, cpu: Cpu) -> usize {
         let format = self.pages.layout.format;
         let lens = |b| (0..self.sequences.kv_heads).map(move |head| self.sequences.len(b, head));
         let tokens: usize = (0..self.sequences.batch).flat_map(lens).sum();
-        parallel::useful_threads(context.threads(), tokens / format.page_tokens() * format.page_bytes())
+        parallel::useful_threads(cpu.threads, tokens / format.page_tokens() * format.page_bytes())
     }
 }
 
 /// Scores of every token: `scale * (q . k + q . c)`.
 pub(crate) fn key(
-    context: &Context,
+    cpu: Cpu,
     source: Source<'_>,
     q: AnyRows<'_>,
     center: Option<HostCenter<'_>>,
     scale: f32,
     scores: RowsMut<'_, f32>,
 ) {
-    let (simd, dim, shape) = (Simd::of(context), source.dim(), scores.shape);
+    let (simd, dim, shape) = (Simd::of(cpu), source.dim(), scores.shape);
     let kv_heads = source.sequences.kv_heads;
     let group = shape.heads / kv_heads;
-    let tails = std::iter::repeat_with(|| [0u8; TAIL_BYTES]).take(source.threads(context));
+    let tails = std::iter::repeat_with(|| [0u8; TAIL_BYTES]).take(source.threads(cpu));
     parallel::drain(tails, by_head(scores, shape.batch, kv_heads, group), |tail, ((b, head), mut scores)| {
         let (mut queries, mut biases) = ([0f32; TILE_ROWS * MAX_DIM], [0f32; TILE_ROWS]);
         let mut buffer = [0f32; TILE_ROWS * BLOCK];
@@ -92,11 +92,11 @@ pub(crate) fn key(
 }
 
 /// Sums of the values of every token, weighted.
-pub(crate) fn value(context: &Context, source: Source<'_>, weights: Rows<'_, f32>, out: AnyRowsMut<'_>) {
-    let (simd, dim, shape) = (Simd::of(context), source.dim(), weights.shape);
+pub(crate) fn value(cpu: Cpu, source: Source<'_>, weights: Rows<'_, f32>, out: AnyRowsMut<'_>) {
+    let (simd, dim, shape) = (Simd::of(cpu), source.dim(), weights.shape);
     let kv_heads = source.sequences.kv_heads;
     let group = shape.heads / kv_heads;
-    let tails = std::iter::repeat_with(|| [0u8; TAIL_BYTES]).take(source.threads(context));
+    let tails = std::iter::repeat_with(|| [0u8; TAIL_BYTES]).take(source.threads(cpu));
     parallel::drain(tails, by_head(out, shape.batch, kv_heads, group), |tail, ((b, head), mut out)| {
         let (mut totals, mut sums) = ([0f32; TILE_ROWS * MAX_DIM], [0f32; TILE_ROWS * MAX_DIM]);
         let mut buffer = [0f32; TILE_ROWS * BLOCK];

@@ -1,7 +1,8 @@
 //! `append`: prune new tokens and store them into uniform pages, by slot.
 
-use crate::backend::{Backend, Context, Stream};
-use crate::cpu::append as cpu;
+use crate::backend::{Context, Run, Stream};
+use crate::cpu::append::{self as on_cpu, Side, Source, Targets};
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::mem::Mem;
 use crate::ops::attend::Center;
@@ -49,32 +50,33 @@ pub struct Append<'a> {
 pub fn append(context: &Context, stream: Stream, mut args: Append<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let slots = host_slots(&args)?;
             let sequence = host_sequence(&args, slots)?;
             let k = args.k.as_mut().map(|side| host_side(side, &K)).transpose()?;
             let v = args.v.as_mut().map(|side| host_side(side, &V)).transpose()?;
-            cpu::append(context, k, v, cpu::Targets { slots, sequence });
+            on_cpu::append(cpu, k, v, Targets { slots, sequence });
             Ok(())
         }
+        Run::Cuda(device) => cuda::append(device, stream, &args),
     }
 }
 
 /// How messages name the arguments of a side.
-struct Names {
-    batch: &'static str,
-    heads: &'static str,
-    dim: &'static str,
-    dtype: &'static str,
-    x: &'static str,
-    pool: &'static str,
-    weights: &'static str,
-    center: &'static str,
-    center_batch: &'static str,
+pub(crate) struct Names {
+    pub(crate) batch: &'static str,
+    pub(crate) heads: &'static str,
+    pub(crate) dim: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) x: &'static str,
+    pub(crate) pool: &'static str,
+    pub(crate) weights: &'static str,
+    pub(crate) center: &'static str,
+    pub(crate) center_batch: &'static str,
 }
 
-const K: Names = Names {
+pub(crate) const K: Names = Names {
     batch: "k.x.batch",
     heads: "k.x.heads",
     dim: "k.x.dim",
@@ -86,7 +88,7 @@ const K: Names = Names {
     center_batch: "k.center.batch",
 };
 
-const V: Names = Names {
+pub(crate) const V: Names = Names {
     batch: "v.x.batch",
     heads: "v.x.heads",
     dim: "v.x.dim",
@@ -172,10 +174,10 @@ fn host_sequence<'a>(args: &Append<'a>, slots: &[i64]) -> Result<&'a [i32]> {
     Ok(sequence)
 }
 
-fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<cpu::Side<'s>> {
+fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<Side<'s>> {
     let layout = side.pool.layout;
     let (heads, dim) = (layout.kv_heads, layout.format.head_dim());
-    let source = cpu::Source {
+    let source = Source {
         x: side.x.rows(names.x)?,
         keep: layout.format.keep().unwrap_or(0),
         weights: side.weights.as_ref().map(|w| check::weights(names.weights, w, heads, dim)).transpose()?,

@@ -2,8 +2,9 @@
 
 pub(crate) mod checks;
 
-use crate::backend::{Backend, Context, Stream};
+use crate::backend::{Context, Run, Stream};
 use crate::cpu;
+use crate::cuda;
 use crate::error::Result;
 use crate::mem::{Mem, MemMut};
 use crate::pool::{PagePool, Sequences};
@@ -93,8 +94,9 @@ pub struct Attend<'a> {
 /// As [`attend`] for shapes and bounds.
 pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
     let shapes = checks::Shapes::new(args)?;
-    match context.backend() {
-        Backend::Cpu => Ok(cpu::attend::Layout::new(&shapes, context.threads())?.bytes()),
+    match context.run() {
+        Run::Cpu(cpu) => Ok(cpu::attend::Layout::new(&shapes, cpu.threads)?.bytes()),
+        Run::Cuda(device) => cuda::attend_workspace(device, args, &shapes),
     }
 }
 
@@ -107,10 +109,11 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 /// rows or page numbers out of range, scale or softcap not finite, workspace too small or misaligned. What pages
 /// hold is not checked: damaged ones give meaningless results but are never read outside their bytes
 /// ([`super::validate()`] checks them).
-pub fn attend(context: &Context, stream: Stream, args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
+pub fn attend(context: &Context, stream: Stream, mut args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
     stream.check(context)?;
     let shapes = checks::Shapes::new(&args)?;
-    match context.backend() {
-        Backend::Cpu => cpu::attend::run(context, &checks::Host::new(&args, shapes)?, args, workspace),
+    match context.run() {
+        Run::Cpu(cpu) => cpu::attend::run(cpu, &checks::Host::new(&args, shapes)?, args, workspace),
+        Run::Cuda(device) => cuda::attend(device, stream, &mut args, &shapes, workspace),
     }
 }

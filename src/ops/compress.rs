@@ -1,10 +1,12 @@
 //! `compress`: store any sparsity pattern into ragged pages.
 
-use crate::backend::{Backend, Context, Stream};
-use crate::cpu::compress as cpu;
+use crate::backend::{Context, Run, Stream};
+use crate::cpu::compress::{self as on_cpu, Source};
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
 use crate::ops::check;
+use crate::ops::prune::mask_bytes;
 use crate::pool::PagePoolMut;
 use crate::tensor::Tensor;
 
@@ -33,13 +35,12 @@ pub struct Compress<'a> {
 pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let (shape, layout) = (args.x.shape, args.pool.layout);
             let pages = host_pages(&args)?;
-            let mask_bytes = shape.tokens.checked_mul(shape.heads).and_then(|n| n.checked_mul(shape.dim / 8));
-            let mask_bytes = mask_bytes.ok_or(Error::Overflow { argument: "mask" })?;
-            let source = cpu::Source {
+            let mask_bytes = mask_bytes(&shape)?;
+            let source = Source {
                 x: args.x.rows("x")?,
                 mask: args.mask.map(|mask| mask.slice("mask", mask_bytes)).transpose()?,
                 page_tokens: layout.format.page_tokens(),
@@ -51,12 +52,13 @@ pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Re
                 args.needed.as_mut().map(|needed| needed.slice_mut("needed", needed_len)).transpose()?;
 
             let capacity = layout.format.capacity();
-            if let Some((page, head, needed)) = cpu::count(context, source, needed, capacity) {
+            if let Some((page, head, needed)) = on_cpu::count(cpu, source, needed, capacity) {
                 return Err(Error::PageOverflow { page, head, needed, capacity });
             }
-            cpu::compress(context, source, pages, pool);
+            on_cpu::compress(cpu, source, pages, pool);
             Ok(())
         }
+        Run::Cuda(device) => cuda::compress(device, stream, &mut args),
     }
 }
 

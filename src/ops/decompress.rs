@@ -1,7 +1,8 @@
 //! `decompress`: pages back to a dense tensor.
 
-use crate::backend::{Backend, Context, Stream};
-use crate::cpu::decompress as cpu;
+use crate::backend::{Context, Run, Stream};
+use crate::cpu::decompress::{self as on_cpu, Source};
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::attend::Center;
@@ -35,8 +36,8 @@ pub struct Decompress<'a> {
 pub fn decompress(context: &Context, stream: Stream, mut args: Decompress<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let layout = args.pool.layout;
             let pages = args.pool.pages("pool")?;
             let sequences = HostSequences::new(&args.sequences, &layout)?;
@@ -44,21 +45,22 @@ pub fn decompress(context: &Context, stream: Stream, mut args: Decompress<'_>) -
                 .center
                 .map(|c| HostCenter::new("center", &c, layout.kv_heads, layout.format.head_dim()))
                 .transpose()?;
-            let source = cpu::Source { pages, sequences, center };
+            let source = Source { pages, sequences, center };
             match args.out.dtype {
                 DType::F32 => {
                     let out = args.out.rows_mut("out")?;
                     check::ragged_pages(&pages, &sequences)?;
-                    cpu::decompress32(context, source, out);
+                    on_cpu::decompress32(cpu, source, out);
                 }
                 dtype => {
                     let out = args.out.rows_mut("out")?;
                     check::ragged_pages(&pages, &sequences)?;
-                    cpu::decompress16(context, source, dtype, out);
+                    on_cpu::decompress16(cpu, source, dtype, out);
                 }
             }
             Ok(())
         }
+        Run::Cuda(device) => cuda::decompress(device, stream, &mut args),
     }
 }
 

@@ -1,8 +1,9 @@
 //! `merge`: combine attention over two disjoint sets of tokens.
 
-use crate::backend::{Backend, Context, Stream};
+use crate::backend::{Context, Run, Stream};
 use crate::cpu::dense::{AnyRows, AnyRowsMut};
 use crate::cpu::merge::{self, Part};
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::list;
@@ -55,15 +56,16 @@ pub fn merge(context: &Context, stream: Stream, mut args: Merge<'_>) -> Result<(
         check::dtype("lse.dtype", lse.dtype, &[DType::F32])?;
         same(["lse.batch", "lse.tokens", "lse.heads", "lse.dim"], &lse.shape, &rows)?;
     }
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(_) => {
             let a = Part { x: AnyRows::new("a", &args.a)?, lse: args.a_lse.rows("a_lse")? };
             let b = Part { x: AnyRows::new("b", &args.b)?, lse: args.b_lse.rows("b_lse")? };
             let lse = args.lse.as_mut().map(|lse| lse.rows_mut("lse")).transpose()?;
             merge::merge(&shape, a, b, AnyRowsMut::new("out", &mut args.out)?, lse);
+            Ok(())
         }
+        Run::Cuda(device) => cuda::merge(device, stream, &mut args),
     }
-    Ok(())
 }
 
 /// Sizes as those of `a`; a log-sum-exp has one value per row.

@@ -21,4 +21,4 @@ pub use decompress::{Decompress, decompress};
 pub use merge::{Merge, merge};
 pub use prune::{Prune, Selection, prune};
 pub use spmv::{SpmvKey, SpmvValue, spmv_key, spmv_value};
-pub use validate::{Validate, validate};
+pub use validate::{NO_VIOLATION, Validate, check_record, validate};

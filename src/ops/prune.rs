@@ -1,7 +1,8 @@
 //! `prune`: zero what a strategy drops, in place on a dense tensor.
 
-use crate::backend::{Backend, Context, Stream};
-use crate::cpu::prune as cpu;
+use crate::backend::{Context, Run, Stream};
+use crate::cpu::prune::{self as on_cpu, Rule};
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
@@ -55,8 +56,8 @@ pub struct Prune<'a> {
 pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let shape = args.x.shape;
             if shape.extent("x")? == 0 {
                 return Ok(());
@@ -65,10 +66,11 @@ pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<(
                 args.weights.map(|w| check::weights("weights", &w, shape.heads, shape.dim)).transpose()?;
             let mask_bytes = mask_bytes(&shape)?;
             let mask = args.mask.as_mut().map(|mask| mask.slice_mut("mask", mask_bytes)).transpose()?;
-            let rule = cpu::Rule { dtype: args.x.dtype, selection: args.selection, weights };
-            cpu::prune(context, rule, args.x.rows_mut("x")?, mask);
+            let rule = Rule { dtype: args.x.dtype, selection: args.selection, weights };
+            on_cpu::prune(cpu, rule, args.x.rows_mut("x")?, mask);
             Ok(())
         }
+        Run::Cuda(device) => cuda::prune(device, stream, &mut args),
     }
 }
 
@@ -96,7 +98,8 @@ fn check_shapes(args: &Prune<'_>) -> Result<()> {
     Ok(())
 }
 
-fn mask_bytes(shape: &Shape) -> Result<usize> {
+/// Bytes of the mask of a tensor.
+pub(crate) fn mask_bytes(shape: &Shape) -> Result<usize> {
     let rows = shape.batch.checked_mul(shape.tokens).and_then(|n| n.checked_mul(shape.heads));
     rows.and_then(|n| n.checked_mul(shape.dim / 8)).ok_or(Error::Overflow { argument: "mask" })
 }

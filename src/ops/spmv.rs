@@ -1,8 +1,9 @@
 //! `spmv_key` and `spmv_value`: the two halves of attention over compressed pages, unfused.
 
-use crate::backend::{Backend, Context, Stream};
+use crate::backend::{Context, Run, Stream};
 use crate::cpu::dense::{AnyRows, AnyRowsMut};
 use crate::cpu::spmv::{self, Source};
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::attend::Center;
@@ -63,16 +64,17 @@ pub fn spmv_key(context: &Context, stream: Stream, mut args: SpmvKey<'_>) -> Res
     if !scale.is_finite() {
         return Err(Error::invalid("scale", scale, "a finite number"));
     }
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let source = source(&args.pool, &args.sequences)?;
             let center = |c| HostCenter::new("center.values", c, layout.kv_heads, q.dim);
             let center = args.center.as_ref().map(center).transpose()?;
             let q = AnyRows::new("q", &args.q)?;
-            spmv::key(context, source, q, center, scale, args.scores.rows_mut("scores")?);
+            spmv::key(cpu, source, q, center, scale, args.scores.rows_mut("scores")?);
+            Ok(())
         }
+        Run::Cuda(device) => cuda::spmv_key(device, stream, &mut args, scale),
     }
-    Ok(())
 }
 
 /// `out[b, i, h] = sum over t of weights[b, i, h, t] * v[b, t, h / group]`.
@@ -88,14 +90,15 @@ pub fn spmv_value(context: &Context, stream: Stream, mut args: SpmvValue<'_>) ->
     long_enough("weights.dim", weights, &args.sequences)?;
     same_rows(["out.batch", "out.tokens", "out.heads"], &args.out.shape, weights, "as weights")?;
     check::same("out.dim", args.out.shape.dim, layout.format.head_dim(), "head_dim of the pages")?;
-    match context.backend() {
-        Backend::Cpu => {
+    match context.run() {
+        Run::Cpu(cpu) => {
             let source = source(&args.pool, &args.sequences)?;
             let weights = args.weights.rows("weights")?;
-            spmv::value(context, source, weights, AnyRowsMut::new("out", &mut args.out)?);
+            spmv::value(cpu, source, weights, AnyRowsMut::new("out", &mut args.out)?);
+            Ok(())
         }
+        Run::Cuda(device) => cuda::spmv_value(device, stream, &mut args),
     }
-    Ok(())
 }
 
 /// What the inputs of both ops share.

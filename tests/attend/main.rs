@@ -35,7 +35,7 @@ fn compare(what: &str, case: &Case, got: &Results) {
 fn check(spec: Spec) {
     let case = Case::new(spec);
     for context in contexts() {
-        let what = format!("{} {:?}", context.level(), case.spec);
+        let what = format!("{} {:?}", context, case.spec);
         compare(&what, &case, &case.run(&context).unwrap());
     }
 }

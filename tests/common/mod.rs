@@ -19,7 +19,7 @@ pub use expect::attention;
 pub use pages::{Paged, Pool, Table};
 pub use rng::{Dist, Rng};
 
-use mustafar::{Context, DType, Level, Mem};
+use mustafar::{Context, DType, Level, Mem, Stream};
 use proptest::test_runner::Config;
 
 /// Number for an element of any tensor dtype.
@@ -41,6 +41,13 @@ pub fn contexts(threads: &[usize]) -> Vec<Context> {
     levels
         .flat_map(|level| threads.iter().map(move |&n| Context::cpu_with_level(n, level).unwrap()))
         .collect()
+}
+
+/// A stream where there can be none.
+#[allow(unsafe_code)]
+pub fn foreign_stream() -> Stream {
+    // SAFETY: for calls of the CPU backend, which refuses it unseen.
+    unsafe { Stream::from_raw(std::ptr::dangling_mut()) }
 }
 
 /// Proptest settings: `cases` unless PROPTEST_CASES says otherwise. A failure prints its minimal input, which is all

@@ -82,6 +82,11 @@ impl Model {
         Self { config, weights, rope, pool, context }
     }
 
+    /// Threads of the matrix products.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
     /// The context that caches of this model should use: as many threads as the model.
     pub fn context(&self) -> &Context {
         &self.context
@@ -240,7 +245,7 @@ impl Model {
 
     fn apply(&self, matrix: &Matrix, x: &[f32], n: usize, y: &mut [f32], meter: &mut Meter) {
         let start = Instant::now();
-        matrix.apply(x, n, y, self.context.threads());
+        matrix.apply(x, n, y, self.threads());
         meter.products += start.elapsed();
     }
 

@@ -79,7 +79,9 @@ pub unsafe extern "C" fn mustafar_cache_attend(
             // SAFETY: the contract of this module.
             lse: unsafe { tensor_mut_optional(pointers, &tensor_names!("lse"), a.lse)? },
         };
-        cache.attend(Stream::from_raw(stream), args)
+        // SAFETY: the contract of this module.
+        let stream = unsafe { Stream::from_raw(stream) };
+        cache.attend(stream, args)
     };
     // SAFETY: the contract of this module.
     unsafe { change(cache, body) }

@@ -189,7 +189,9 @@ pub unsafe extern "C" fn mustafar_cache_append(
         let k = unsafe { tensor(pointers, &tensor_names!("k"), k)? };
         // SAFETY: the contract of this module.
         let v = unsafe { tensor(pointers, &tensor_names!("v"), v)? };
-        cache.append(Stream::from_raw(stream), layer as usize, SequenceId::from_raw(sequence), k, v)
+        // SAFETY: the contract of this module.
+        let stream = unsafe { Stream::from_raw(stream) };
+        cache.append(stream, layer as usize, SequenceId::from_raw(sequence), k, v)
     };
     // SAFETY: the contract of this module.
     unsafe { change(cache, body) }
@@ -224,7 +226,9 @@ pub unsafe extern "C" fn mustafar_cache_append_batch(
         let k = unsafe { tensor(pointers, &tensor_names!("k"), k)? };
         // SAFETY: the contract of this module.
         let v = unsafe { tensor(pointers, &tensor_names!("v"), v)? };
-        cache.append_batch(Stream::from_raw(stream), layer as usize, &ids, k, v)
+        // SAFETY: the contract of this module.
+        let stream = unsafe { Stream::from_raw(stream) };
+        cache.append_batch(stream, layer as usize, &ids, k, v)
     };
     // SAFETY: the contract of this module.
     unsafe { change(cache, body) }

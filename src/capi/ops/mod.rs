@@ -35,6 +35,8 @@ unsafe fn run<T: Extensible>(
         let context = unsafe { &borrow("context", context)?.context };
         // SAFETY: the caller's promise.
         let args = unsafe { read("args", args)? };
-        op(context, Stream::from_raw(stream), Pointers::of(context), args)
+        // SAFETY: the contract of this module.
+        let stream = unsafe { Stream::from_raw(stream) };
+        op(context, stream, Pointers::of(context), args)
     })
 }

@@ -1,11 +1,12 @@
 //! `validate`.
 
 use crate::capi::context::mustafar_context;
+use crate::capi::error::boundary;
 use crate::capi::ops::run;
 use crate::capi::pool::{mustafar_pool, mustafar_sequences, pool, pool_names, sequences};
 use crate::capi::status::mustafar_status;
 use crate::capi::structs::extensible;
-use crate::capi::views::Pointers;
+use crate::capi::views::{Pointers, size};
 use crate::ops::{self, Validate};
 use std::ffi::c_void;
 
@@ -19,20 +20,23 @@ pub struct mustafar_validate_args {
     pub pool: *const mustafar_pool,
     /// Which pages, and how many rows of them count. Required.
     pub sequences: *const mustafar_sequences,
+    /// CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation, which
+    /// mustafar_validate_record reads. CPU: NULL.
+    pub record: *mut u64,
 }
 
-extensible!(mustafar_validate_args, first_release_ends_with sequences, { struct_size, pool, sequences });
+extensible!(mustafar_validate_args, first_release_ends_with record, { struct_size, pool, sequences, record });
 
 /// Checks untrusted pages of a pool: every row that the sequences reach.
 ///
 /// @param context  The context.
 /// @param args     Pages and sequences.
 /// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; CORRUPT_DATA with sequence, head, page and row of the first violation; OUT_OF_RANGE for lengths and
-///         page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+/// @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE for
+///         lengths and page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
 ///         VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: no, the result is the status. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: on CUDA yes, the result is args.record; on the CPU the status is. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_validate(
     context: *const mustafar_context,
@@ -44,8 +48,33 @@ pub unsafe extern "C" fn mustafar_validate(
         let pool = unsafe { pool(pointers, &pool_names!("pool"), a.pool)? };
         // SAFETY: the contract of this module.
         let sequences = unsafe { sequences(pointers, a.sequences, &pool.layout)? };
-        ops::validate(context, stream, Validate { pool, sequences })
+        // SAFETY: the contract of this module.
+        let record = unsafe { pointers.mem_mut_optional("record", a.record, 1)? };
+        ops::validate(context, stream, Validate { pool, sequences, record })
     };
     // SAFETY: the contract of this module.
     unsafe { run(context, args, stream, op) }
+}
+
+/// Turns the record of a CUDA mustafar_validate, copied to the host, into a status.
+///
+/// @param record   What args.record held after the check.
+/// @param pool     The pool of the check; its memory is not looked at.
+/// @param max_len  max_len of the sequences of the check.
+/// @return SUCCESS when nothing is wrong; CORRUPT_DATA with sequence, head, page of the sequence and row of the first
+///         violation; INVALID_ARGUMENT for a number that is no record; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+///         VERSION_MISMATCH for the pool.
+///
+/// Async: no. Graph capture: yes, touches no stream. Workspace: none. Deterministic: yes. Thread-safe: yes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mustafar_validate_record(
+    record: u64,
+    pool: *const mustafar_pool,
+    max_len: i64,
+) -> mustafar_status {
+    boundary(|| {
+        // SAFETY: the contract of this module.
+        let pool = unsafe { self::pool(Pointers::Unread, &pool_names!("pool"), pool)? };
+        ops::validate::check_record(record, &pool.layout, size("max_len", max_len)?)
+    })
 }

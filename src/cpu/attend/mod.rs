@@ -7,7 +7,7 @@
 mod finish;
 mod item;
 
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::cpu::packed::TAIL_BYTES;
 use crate::cpu::parallel;
 use crate::cpu::simd_attend::{BLOCK, Simd};
@@ -126,13 +126,8 @@ fn intersect(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 }
 
 /// Runs `attend` on checked arguments.
-pub(crate) fn run(
-    context: &Context,
-    host: &Host<'_>,
-    mut args: Attend<'_>,
-    workspace: MemMut<'_>,
-) -> Result<()> {
-    let layout = Layout::new(&host.shapes, context.threads())?;
+pub(crate) fn run(cpu: Cpu, host: &Host<'_>, mut args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
+    let layout = Layout::new(&host.shapes, cpu.threads)?;
     let argument = "workspace";
     if workspace.bytes() < layout.bytes {
         let (bytes, needed) = (workspace.bytes(), layout.bytes);
@@ -150,7 +145,7 @@ pub(crate) fn run(
 
     let (partials, scratch) = floats.split_at_mut(layout.partials);
     let threads = parallel::useful_threads(layout.threads.max(1), traffic(host));
-    let simd = Simd::of(context);
+    let simd = Simd::of(cpu);
     if !partials.is_empty() {
         let states = scratch
             .chunks_exact_mut(layout.scratch())

@@ -13,7 +13,7 @@ mod portable;
 
 pub(crate) use ahead::Ahead;
 
-use crate::backend::Context;
+use crate::backend::Cpu;
 use crate::cpu::level::Level;
 use crate::dtype::DType;
 use crate::mem::Element;
@@ -167,9 +167,9 @@ macro_rules! dispatch {
 pub(crate) struct Simd(Level);
 
 impl Simd {
-    /// The level of a context, which its constructor found available.
-    pub(crate) fn of(context: &Context) -> Self {
-        Self(context.level())
+    /// The level of a target, which the constructor of its context found available.
+    pub(crate) fn of(cpu: Cpu) -> Self {
+        Self(cpu.level)
     }
 
     /// `scores[h * BLOCK + t] = q[h] . row[t]`. `q` is `[heads, dim]`, `scores` `[heads, BLOCK]`; elements past

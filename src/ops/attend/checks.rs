@@ -170,18 +170,18 @@ impl Shapes {
 }
 
 /// Names of the arguments inside one dense section, for messages.
-struct DenseNames {
-    k: &'static str,
-    v: &'static str,
-    k_dim: &'static str,
-    v_dim: &'static str,
-    k_heads: &'static str,
-    v_heads: &'static str,
-    v_tokens: &'static str,
-    k_batch: &'static str,
-    v_batch: &'static str,
-    lens: &'static str,
-    rows: &'static str,
+pub(crate) struct DenseNames {
+    pub(crate) k: &'static str,
+    pub(crate) v: &'static str,
+    pub(crate) k_dim: &'static str,
+    pub(crate) v_dim: &'static str,
+    pub(crate) k_heads: &'static str,
+    pub(crate) v_heads: &'static str,
+    pub(crate) v_tokens: &'static str,
+    pub(crate) k_batch: &'static str,
+    pub(crate) v_batch: &'static str,
+    pub(crate) lens: &'static str,
+    pub(crate) rows: &'static str,
 }
 
 macro_rules! dense_names {
@@ -202,8 +202,8 @@ macro_rules! dense_names {
     };
 }
 
-static SINKS: DenseNames = dense_names!("sinks");
-static WINDOW: DenseNames = dense_names!("window");
+pub(crate) static SINKS: DenseNames = dense_names!("sinks");
+pub(crate) static WINDOW: DenseNames = dense_names!("window");
 
 fn kv_heads(args: &Attend<'_>) -> usize {
     let dense = |dense: &Option<Dense<'_>>| dense.as_ref().map(|d| d.k.shape.heads);

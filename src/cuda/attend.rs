@@ -1,0 +1,278 @@
+//! Launches of `attend`: partial results of every item, then their combination.
+#![allow(unsafe_code)]
+
+use super::Device;
+use super::args::{int32, int64, stride};
+use super::kernels::{Family, Kernel, LaunchShape};
+use super::merge::grid_rows;
+use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
+use super::plan::{Bounds, Plan};
+use crate::backend::Stream;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::mem::MemMut;
+use crate::ops::attend::checks::{DenseNames, SINKS, Shapes, WINDOW};
+use crate::ops::attend::{Attend, Dense};
+use crate::pool::PagePool;
+use std::ptr::{null, null_mut};
+
+const ATTEND_THREADS: u32 = 128;
+const ATTEND_WARPS: usize = 4;
+const TILE_TOKENS: usize = 32;
+const COMBINE_THREADS: u32 = 256;
+const WORKSPACE_ALIGN: usize = 16;
+/// Kernels hold a sixteenth of the stride in 32 bits.
+const MAX_PAGE_STRIDE: usize = 64 << 30;
+
+/// Bytes of workspace; see [`crate::ops::attend_workspace`].
+pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<usize> {
+    value_type(args, shapes)?;
+    Ok(plan(device, args, shapes)?.workspace)
+}
+
+/// The type that kernels compute with, which queries and dense tokens are rounded to: that of the pages.
+fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
+    if shapes.v_dim != shapes.k_dim {
+        let supported = format!("{}, the dim of q, on the CUDA backend", shapes.k_dim);
+        return Err(Error::unsupported("out.dim", shapes.v_dim, supported));
+    }
+    if let Some(compressed) = &args.compressed {
+        let (k, v) = (compressed.k.layout.format.dtype(), compressed.v.layout.format.dtype());
+        if k != v {
+            let supported = format!("{k}, the dtype of compressed.k, on the CUDA backend");
+            return Err(Error::unsupported("compressed.v.dtype", v, supported));
+        }
+        return Ok(k);
+    }
+    let dense = args.window.as_ref().or(args.sinks.as_ref()).map(|d| d.k.dtype);
+    let narrow = [dense, Some(args.q.dtype)].into_iter().flatten().find(|dtype| *dtype != DType::F32);
+    narrow.ok_or_else(|| {
+        let supported = "f16 or bf16 (or pages, or a window, of one of them) on the CUDA backend";
+        Error::unsupported("q.dtype", args.q.dtype, supported)
+    })
+}
+
+fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
+    let is_ragged = |pool: &PagePool<'_>| pool.layout.format.keep().is_none();
+    let tokens = |dense: &Option<Dense<'_>>| dense.as_ref().map_or(0, |d| d.k.shape.tokens);
+    Plan::new(&Bounds {
+        batch: shapes.batch,
+        total_q: shapes.total_q,
+        max_q_len: q_len(args, shapes),
+        q_heads: shapes.q_heads,
+        kv_heads: shapes.kv_heads,
+        dim: shapes.k_dim,
+        ragged: args.compressed.as_ref().is_some_and(|c| is_ragged(&c.k) || is_ragged(&c.v)),
+        max_len: args.compressed.as_ref().map_or(0, |c| c.sequences.max_len),
+        max_dense: tokens(&args.sinks).max(tokens(&args.window)),
+        split_tokens: args.split_tokens,
+        multiprocessors: device.context.multiprocessors as usize,
+    })
+}
+
+/// Query tokens of a sequence: all have the same number, or at most this many.
+fn q_len(args: &Attend<'_>, shapes: &Shapes) -> usize {
+    match args.q_indptr {
+        Some(_) => shapes.max_q_len,
+        None => shapes.total_q.checked_div(shapes.batch).unwrap_or(0),
+    }
+}
+
+const NO_POOL: AttendPool = AttendPool {
+    pages: null(),
+    page_stride_bytes: 0,
+    head_stride_bytes: 0,
+    row_bytes: 0,
+    values_offset_bytes: 0,
+    shared_row_bytes: 0,
+    row_shift: 0,
+};
+
+fn attend_pool(device: &Device, argument: &'static str, pool: &PagePool<'_>) -> Result<AttendPool> {
+    let (layout, format) = (&pool.layout, pool.layout.format);
+    if layout.num_pages > 1 && layout.page_stride >= MAX_PAGE_STRIDE {
+        let found = format!("{} bytes from page to page", layout.page_stride);
+        return Err(Error::unsupported(argument, found, format!("less than {MAX_PAGE_STRIDE}")));
+    }
+    let row_bytes = int32("keep", format.keep().unwrap_or(0) * 2)?;
+    // Rows whose length is such a power of two would start in the same few banks of shared memory.
+    let apart = (32..=512).contains(&row_bytes) && row_bytes.count_ones() == 1;
+    Ok(AttendPool {
+        pages: device.pages(argument, &pool.mem, layout)?,
+        page_stride_bytes: stride(argument, layout.num_pages, layout.page_stride)?,
+        head_stride_bytes: stride(argument, layout.kv_heads, layout.head_stride)?,
+        row_bytes,
+        values_offset_bytes: int32("values_offset", format.values_offset())?,
+        shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
+        row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
+    })
+}
+
+const NO_DENSE: DenseParams = DenseParams {
+    k: null(),
+    v: null(),
+    lens: null(),
+    rows: null(),
+    k_row_stride: 0,
+    k_token_stride: 0,
+    k_head_stride: 0,
+    v_row_stride: 0,
+    v_token_stride: 0,
+    v_head_stride: 0,
+    k_dtype: 0,
+    v_dtype: 0,
+};
+
+fn dense_params(
+    device: &Device,
+    names: &DenseNames,
+    dense: Option<&Dense<'_>>,
+    batch: usize,
+) -> Result<DenseParams> {
+    // Nothing to read: without rows or tokens the lengths cannot be other than 0.
+    let Some(dense) = dense.filter(|d| d.k.shape.tokens > 0 && d.k.shape.batch > 0) else {
+        return Ok(NO_DENSE);
+    };
+    let (k, v) = (&dense.k.shape, &dense.v.shape);
+    Ok(DenseParams {
+        k: device.tensor(names.k, &dense.k)?,
+        v: device.tensor(names.v, &dense.v)?,
+        lens: device.read(names.lens, &dense.lens, batch)?,
+        rows: device.read_optional(names.rows, dense.rows.as_ref(), batch)?,
+        k_row_stride: stride(names.k, k.batch, k.batch_stride)?,
+        k_token_stride: stride(names.k, k.tokens, k.token_stride)?,
+        k_head_stride: stride(names.k, k.heads, k.head_stride)?,
+        v_row_stride: stride(names.v, v.batch, v.batch_stride)?,
+        v_token_stride: stride(names.v, v.tokens, v.token_stride)?,
+        v_head_stride: stride(names.v, v.heads, v.head_stride)?,
+        k_dtype: dense.k.dtype as i32,
+        v_dtype: dense.v.dtype as i32,
+    })
+}
+
+/// Shared memory of a block: the tiles of its warps, and later their results.
+fn shared_bytes(plan: &Plan, dim: usize, k: &AttendPool, v: &AttendPool) -> usize {
+    let rows = (k.shared_row_bytes + v.shared_row_bytes) as usize;
+    let tiles = ATTEND_WARPS * (8 * dim + TILE_TOKENS * rows) + 2 * dim + 16;
+    tiles.max(16 * plan.rows as usize * (dim + 2))
+}
+
+pub(crate) fn attend(
+    device: &Device,
+    stream: Stream,
+    args: &mut Attend<'_>,
+    shapes: &Shapes,
+    mut workspace: MemMut<'_>,
+) -> Result<()> {
+    let _entered = device.context.enter()?;
+    let (dtype, plan) = (value_type(args, shapes)?, plan(device, args, shapes)?);
+    let (dim, kv_heads, batch) = (shapes.k_dim, shapes.kv_heads, shapes.batch);
+
+    let argument = "workspace";
+    let scratch = device.write::<u8>(argument, &mut workspace, plan.workspace)?;
+    if !scratch.addr().is_multiple_of(WORKSPACE_ALIGN) {
+        return Err(Error::Misaligned { argument, value: scratch.addr() as u64, required: WORKSPACE_ALIGN });
+    }
+    // Room for the plan's results was counted without overflow.
+    let results = shapes.total_q * shapes.q_heads * plan.items;
+    let partial_out = scratch.cast::<f32>();
+    let partial_lse = partial_out.wrapping_add(results * dim);
+
+    let compressed = args.compressed.as_ref();
+    let pool = |argument, pool: Option<&PagePool<'_>>| {
+        pool.map_or(Ok(NO_POOL), |pool| attend_pool(device, argument, pool))
+    };
+    let k = pool("compressed.k", compressed.map(|c| &c.k))?;
+    let v = pool("compressed.v", compressed.map(|c| &c.v))?;
+    let no_sequences =
+        SequencesParams { table: null(), lens: null(), table_stride: 0, lens_per_head: 0, page_tokens: 16 };
+    let center = compressed.and_then(|c| c.k_center.as_ref());
+    let per_sequence = center.is_some_and(|center| center.batch > 1);
+    let indptr = batch.checked_add(1).ok_or(Error::Overflow { argument: "q_indptr" })?;
+    let q = &args.q.shape;
+    let params = AttendParams {
+        k,
+        v,
+        sequences: compressed.map_or(Ok(no_sequences), |c| device.sequences(&c.sequences, &c.k.layout))?,
+        sinks: dense_params(device, &SINKS, args.sinks.as_ref(), batch)?,
+        window: dense_params(device, &WINDOW, args.window.as_ref(), batch)?,
+        q: device.tensor("q", &args.q)?,
+        q_indptr: device.read_optional("q_indptr", args.q_indptr.as_ref(), indptr)?,
+        first: device.read_optional("first", args.first.as_ref(), batch)?,
+        center: device.center("compressed.k_center.values", center, kv_heads, dim)?,
+        partial_out,
+        partial_lse,
+        q_token_stride: stride("q", q.tokens, q.token_stride)?,
+        q_head_stride: stride("q", q.heads, q.head_stride)?,
+        center_batch_stride: if per_sequence { int64("compressed.k_center", kv_heads * dim)? } else { 0 },
+        q_dtype: args.q.dtype as i32,
+        group: int32("q.heads", shapes.group())?,
+        kv_heads: int32("kv_heads", kv_heads)?,
+        max_q_len: int32("max_q_len", q_len(args, shapes))?,
+        row_tiles: int32("max_q_len", plan.row_tiles)?,
+        dense_items: int32("window.k.tokens", plan.dense_items)?,
+        dense_split: int32("window.k.tokens", plan.dense_split)?,
+        split: int32("split_tokens", plan.split)?,
+        sliding_window: args.sliding_window.map_or(i32::MAX, |n| i32::try_from(n).unwrap_or(i32::MAX)),
+        scale: args.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
+        softcap: args.softcap.unwrap_or(0.0),
+        reserved: 0,
+    };
+    int32("tokens of sinks, compressed and window", shapes.max_positions)?;
+    let items = int32("items", plan.items)?;
+    let shared = shared_bytes(&plan, dim, &params.k, &params.v);
+    let shape = LaunchShape {
+        shared_bytes: shared_fits(device, shared)?,
+        ..LaunchShape::new(
+            [
+                items as u32,
+                grid_rows("kv_heads * tiles of max_q_len", kv_heads.saturating_mul(plan.row_tiles))?,
+                grid_rows("batch", batch)?,
+            ],
+            ATTEND_THREADS,
+        )
+    };
+
+    let (out, lse) = (args.out.shape, args.lse.as_ref().map(|lse| lse.shape));
+    let lse_stride = |n: usize, of: fn(&crate::tensor::Shape) -> usize| {
+        lse.as_ref().map_or(Ok(0), |lse| stride("lse", n, of(lse)))
+    };
+    let combine = CombineParams {
+        partial_out,
+        partial_lse,
+        out_token_stride: stride("out", out.tokens, out.token_stride)?,
+        out_head_stride: stride("out", out.heads, out.head_stride)?,
+        lse_token_stride: lse_stride(out.tokens, |s| s.token_stride)?,
+        lse_head_stride: lse_stride(out.heads, |s| s.head_stride)?,
+        items,
+        dim: int32("out.dim", dim)?,
+        out_dtype: args.out.dtype as i32,
+        reserved: 0,
+        out: device.tensor_mut("out", &mut args.out)?,
+        lse: args.lse.as_mut().map_or(Ok(null_mut()), |lse| device.tensor_mut("lse", lse))?.cast(),
+    };
+    let grid = [grid_rows("q.heads", shapes.q_heads)?, grid_rows("q.tokens", shapes.total_q)?, 1];
+    let combine_shape = LaunchShape {
+        overlaps_previous: device.overlaps() && items > 0,
+        ..LaunchShape::new(grid, COMBINE_THREADS)
+    };
+
+    let kernel = Kernel::Typed(Family::Attend(plan.rows), dtype, dim);
+    // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
+    // large as the plan's partial results, and views promise the memory until the stream has run this.
+    unsafe {
+        device.kernels.launch(kernel, shape, stream, &params)?;
+        device.kernels.launch(Kernel::Combine, combine_shape, stream, &combine)
+    }
+}
+
+/// Refuses what a block of this device cannot have.
+fn shared_fits(device: &Device, bytes: usize) -> Result<u32> {
+    // Besides the dynamic part, kernels have a few fixed bytes.
+    let most = device.context.shared_bytes as usize - 64;
+    if bytes > most {
+        let found = format!("rows of such a length that a block needs {bytes} bytes of shared memory");
+        return Err(Error::unsupported("compressed", found, format!("{most} bytes on this device")));
+    }
+    Ok(bytes as u32)
+}

@@ -1,0 +1,228 @@
+//! How the work of `attend` is cut into blocks. A function of shapes and upper bounds alone, so that a captured graph
+//! stays valid whatever lengths it is replayed with.
+
+use super::kernels::attend_rows;
+use crate::error::{Error, Result};
+
+/// Tokens of a tile: a warp's step. Splits are multiples of it.
+const TILE_TOKENS: usize = 32;
+
+/// Fewest tokens of a compressed item. A block's four warps take one tile each in turn, so that this is a few turns:
+/// enough to hide the latency of the first.
+const MIN_SPLIT: usize = 512;
+
+/// Fewest tokens of a dense item: one tile for each warp of a block.
+const MIN_DENSE_SPLIT: usize = 128;
+
+/// Blocks per multiprocessor that large work is cut into: what is resident at a time, so that there is one wave.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+
+/// What a plan depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) batch: usize,
+    pub(super) total_q: usize,
+    /// Query tokens of a sequence at most.
+    pub(super) max_q_len: usize,
+    pub(super) q_heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) dim: usize,
+    /// K or V has ragged pages.
+    pub(super) ragged: bool,
+    /// Compressed tokens of a sequence at most.
+    pub(super) max_len: usize,
+    /// Tokens of the longer of sinks and window at most.
+    pub(super) max_dense: usize,
+    /// Tokens of an item, if the caller fixes them.
+    pub(super) split_tokens: Option<usize>,
+    pub(super) multiprocessors: usize,
+}
+
+/// The cut, and the workspace it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Query rows of a tile: which kernel.
+    pub(super) rows: u32,
+    pub(super) row_tiles: usize,
+    /// Tokens of a compressed and of a dense item.
+    pub(super) split: usize,
+    pub(super) dense_split: usize,
+    pub(super) dense_items: usize,
+    /// Items of all kinds.
+    pub(super) items: usize,
+    /// Workspace in bytes. At least what `items` takes, and, unlike that, never falling when a bound rises.
+    pub(super) workspace: usize,
+}
+
+/// One kind of item: tokens in each, how many, and for how many results of a query head there must be room.
+struct Cut {
+    split: usize,
+    items: usize,
+    results: usize,
+}
+
+impl Plan {
+    pub(super) fn new(b: &Bounds) -> Result<Self> {
+        let overflow = || Error::Overflow { argument: "workspace" };
+        let rows = b.max_q_len.checked_mul(b.q_heads / b.kv_heads).ok_or_else(overflow)?;
+        let kernels = attend_rows(b.ragged, b.dim);
+        let fitting = kernels.iter().copied().find(|n| rows <= *n as usize);
+        let tile_rows = fitting.or(kernels.last().copied()).unwrap_or(1);
+        let row_tiles = rows.div_ceil(tile_rows as usize);
+        let blocks = b.batch.checked_mul(b.kv_heads).and_then(|n| n.checked_mul(row_tiles));
+        let blocks = blocks.ok_or_else(overflow)?.max(1);
+        let query_heads = b.total_q.checked_mul(b.q_heads).ok_or_else(overflow)?;
+        let target = BLOCKS_PER_MULTIPROCESSOR * b.multiprocessors;
+
+        let cut = |tokens: usize, min_split: usize, fixed: Option<usize>| -> Result<Cut> {
+            let most = tokens.div_ceil(fixed.unwrap_or(min_split));
+            let all = query_heads.checked_mul(most).ok_or_else(overflow)?;
+            if let Some(split) = fixed {
+                return Ok(Cut { split, items: most, results: all });
+            }
+            let items = most.min(target / blocks).max(1);
+            let split = tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(min_split);
+            // Blocks stay below the larger of the target and one item each, and a block has `tile_rows` results.
+            let filled = blocks.max(target).checked_mul(tile_rows as usize).ok_or_else(overflow)?;
+            Ok(Cut { split, items: tokens.div_ceil(split), results: all.min(filled) })
+        };
+        let fixed = b.split_tokens.map(|n| n.next_multiple_of(TILE_TOKENS));
+        let pages = cut(b.max_len, MIN_SPLIT, fixed)?;
+        let dense = cut(b.max_dense, MIN_DENSE_SPLIT, fixed.map(|_| MIN_DENSE_SPLIT))?;
+        let results = pages.results.checked_add(dense.results).ok_or_else(overflow)?;
+        let workspace = results.checked_mul((b.dim + 1) * size_of::<f32>()).ok_or_else(overflow)?;
+        Ok(Self {
+            rows: tile_rows,
+            row_tiles,
+            split: pages.split,
+            dense_split: dense.split,
+            dense_items: dense.items,
+            items: pages.items + dense.items,
+            workspace,
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Llama-3-8B on a GPU of 132 multiprocessors.
+    fn bounds(batch: usize, max_len: usize) -> Bounds {
+        Bounds {
+            batch,
+            total_q: batch,
+            max_q_len: 1,
+            q_heads: 32,
+            kv_heads: 8,
+            dim: 128,
+            ragged: false,
+            max_len,
+            max_dense: 0,
+            split_tokens: None,
+            multiprocessors: 132,
+        }
+    }
+
+    #[test]
+    fn large_work_is_one_wave_and_small_work_has_short_items() {
+        let plan = Plan::new(&bounds(8, 32768)).unwrap();
+        assert_eq!((plan.rows, plan.row_tiles, plan.split, plan.items), (4, 1, 4096, 8));
+        let plan = Plan::new(&bounds(1, 32768)).unwrap();
+        assert_eq!((plan.split, plan.items), (512, 64));
+        let plan = Plan::new(&bounds(1000, 100)).unwrap();
+        assert_eq!((plan.split, plan.items), (512, 1));
+    }
+
+    #[test]
+    fn the_smallest_kernel_that_fits_is_taken() {
+        for (q_len, ragged, dim, rows, tiles) in [
+            (1, false, 128, 4, 1),
+            (2, false, 128, 8, 1),
+            (3, false, 128, 16, 1),
+            (5, false, 128, 16, 2),
+            (3, false, 256, 8, 2),
+            (1, true, 128, 8, 1),
+            (4, true, 256, 8, 2),
+        ] {
+            let plan = Plan::new(&Bounds { max_q_len: q_len, ragged, dim, ..bounds(1, 64) }).unwrap();
+            assert_eq!((plan.rows, plan.row_tiles), (rows, tiles), "{q_len} {ragged} {dim}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_split_does_not_depend_on_the_batch() {
+        let cut = |batch, split| {
+            let b = Bounds { split_tokens: Some(split), max_dense: 300, ..bounds(batch, 32768) };
+            let plan = Plan::new(&b).unwrap();
+            (plan.split, plan.dense_split, plan.items)
+        };
+        assert_eq!(cut(1, 1000), (1024, 128, 35));
+        assert_eq!(cut(64, 1000), cut(1, 1000));
+    }
+
+    #[test]
+    fn without_tokens_there_is_nothing_to_do() {
+        let plan = Plan::new(&bounds(1, 0)).unwrap();
+        assert_eq!((plan.items, plan.workspace), (0, 0));
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        for b in [
+            Bounds { max_q_len: usize::MAX / 2, ..bounds(1, 64) },
+            Bounds { total_q: usize::MAX / 2, ..bounds(1, 64) },
+            Bounds { total_q: 1 << 40, ..bounds(1 << 40, 1 << 40) },
+        ] {
+            assert_eq!(Plan::new(&b), Err(Error::Overflow { argument: "workspace" }));
+        }
+    }
+
+    fn any_bounds() -> impl Strategy<Value = Bounds> {
+        let sizes = (1usize..40, 1usize..40, 1usize..9, 1usize..20, 0usize..70_000, 0usize..2000);
+        (sizes, 0usize..4, any::<bool>(), proptest::option::of(1usize..5000)).prop_map(
+            |((batch, max_q_len, kv_heads, group, max_len, max_dense), dim, ragged, split_tokens)| Bounds {
+                batch,
+                total_q: batch * max_q_len,
+                max_q_len,
+                q_heads: kv_heads * group,
+                kv_heads,
+                dim: [64, 96, 128, 256][dim],
+                ragged,
+                max_len,
+                max_dense,
+                split_tokens,
+                multiprocessors: 132,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_cut_covers_every_token_and_fits_the_workspace(b in any_bounds()) {
+            let plan = Plan::new(&b).unwrap();
+            prop_assert!(plan.row_tiles * plan.rows as usize >= b.max_q_len * (b.q_heads / b.kv_heads));
+            prop_assert!((plan.items - plan.dense_items) * plan.split >= b.max_len);
+            prop_assert!(plan.dense_items * plan.dense_split >= b.max_dense);
+            prop_assert!(plan.split % 32 == 0 && plan.dense_split % 32 == 0);
+            prop_assert!(b.total_q * b.q_heads * plan.items * (b.dim + 1) * 4 <= plan.workspace);
+        }
+
+        #[test]
+        fn workspace_never_falls_when_a_bound_rises(b in any_bounds(), by in 0usize..3000) {
+            let grown = [
+                Bounds { max_len: b.max_len + by, ..b },
+                Bounds { max_dense: b.max_dense + by, ..b },
+                Bounds { batch: b.batch + by, total_q: b.total_q + by * b.max_q_len, ..b },
+                Bounds { total_q: b.total_q + by, batch: b.batch + by, ..b },
+                Bounds { max_q_len: b.max_q_len + by, ..b },
+            ];
+            let before = Plan::new(&b).unwrap().workspace;
+            for b in grown {
+                prop_assert!(Plan::new(&b).unwrap().workspace >= before, "{b:?}");
+            }
+        }
+    }
+}
