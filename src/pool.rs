@@ -132,6 +132,12 @@ impl<'a> PagePool<'a> {
         layout.check(argument, mem.address(), mem.bytes())?;
         Ok(Self { mem, layout })
     }
+
+    /// The memory it lies in.
+    #[must_use]
+    pub fn mem(&self) -> Mem<'a> {
+        self.mem
+    }
 }
 
 impl<'a> PagePoolMut<'a> {
@@ -139,6 +145,12 @@ impl<'a> PagePoolMut<'a> {
     pub fn new(argument: &'static str, mem: MemMut<'a>, layout: PoolLayout) -> Result<Self> {
         layout.check(argument, mem.address(), mem.bytes())?;
         Ok(Self { mem, layout })
+    }
+
+    /// The memory it lies in.
+    #[must_use]
+    pub fn mem_mut(&mut self) -> MemMut<'_> {
+        self.mem.reborrow()
     }
 }
 

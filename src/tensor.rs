@@ -138,6 +138,12 @@ impl<'a> Tensor<'a> {
         shape.check(argument, dtype, mem.address(), mem.bytes())?;
         Ok(Self { mem, dtype, shape })
     }
+
+    /// The memory it lies in.
+    #[must_use]
+    pub fn mem(&self) -> Mem<'a> {
+        self.mem
+    }
 }
 
 impl<'a> TensorMut<'a> {
@@ -146,6 +152,12 @@ impl<'a> TensorMut<'a> {
         shape.check(argument, dtype, mem.address(), mem.bytes())?;
         shape.check_disjoint(argument)?;
         Ok(Self { mem, dtype, shape })
+    }
+
+    /// The memory it lies in.
+    #[must_use]
+    pub fn mem_mut(&mut self) -> MemMut<'_> {
+        self.mem.reborrow()
     }
 }
 

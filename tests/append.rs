@@ -4,12 +4,10 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, keeps,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, keeps, run,
 };
 use mustafar::ops::{Append, AppendSide, Center, append};
-use mustafar::{
-    Context, DType, Error, Mem, MemMut, PageFormat, PagePoolMut, Place, PoolLayout, Stream, reference,
-};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PagePoolMut, Place, PoolLayout, reference};
 use proptest::prelude::*;
 
 /// One side of a call, owning everything.
@@ -92,7 +90,7 @@ fn run(
 ) -> mustafar::Result<()> {
     let (k, v) = (k.map(Side::args), v.map(Side::args));
     let sequence = common::mem(sequence);
-    append(context, Stream::NONE, Append { k, v, slots: Mem::host(slots), sequence })
+    run::append(context, Append { k, v, slots: Mem::host(slots), sequence })
 }
 
 /// Appends on every context and compares every byte of the pools.
@@ -214,7 +212,7 @@ fn k_and_v_interleaved_in_one_buffer() {
         slots: Mem::host(&slots),
         sequence: None,
     };
-    append(&Context::cpu(2).unwrap(), Stream::NONE, args).unwrap();
+    run::append(&Context::cpu(2).unwrap(), args).unwrap();
     let (expected_k, expected_v) = (k.expected(&slots, None), v.expected(&slots, None));
     for (i, slot) in shared.chunks(slot_bytes).enumerate() {
         assert!(slot[..k_bytes] == *expected_k.page(i / 3, i % 3), "K of slot {i}");
@@ -349,7 +347,7 @@ fn pages_that_overlap_are_refused() {
     let mut k = side.args();
     k.pool.layout.head_stride = 16;
     let args = Append { k: Some(k), v: None, slots: Mem::host(&[0i64]), sequence: None };
-    let error = append(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap_err();
+    let error = run::append(&Context::cpu(1).unwrap(), args).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument { argument: "k.pool", .. }), "{error}");
     assert!(side.pool.bytes.iter().all(|b| *b == 0xff), "written");
 }
@@ -379,8 +377,7 @@ fn streams_and_device_memory_are_refused_on_the_cpu() {
     assert_eq!(error.to_string(), "stream is 0x8; allowed: null on the CPU backend");
     // SAFETY: device memory is never dereferenced.
     let slots = unsafe { Mem::from_raw(64, 8, Place::Device) };
-    let error =
-        append(&context, Stream::NONE, Append { k: Some(side.args()), v: None, slots, sequence: None });
+    let error = run::append(&context, Append { k: Some(side.args()), v: None, slots, sequence: None });
     let error = error.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument { argument: "slots", .. }), "{error}");
 }

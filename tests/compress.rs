@@ -4,11 +4,11 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, lengths,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, lengths, run,
 };
-use mustafar::ops::{Compress, Prune, Selection, compress, prune};
+use mustafar::ops::{Compress, Prune, Selection, compress};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Stream};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat};
 use proptest::prelude::*;
 
 /// Arguments of a call. `mask` is `[tokens, heads, dim / 8]`.
@@ -68,7 +68,7 @@ impl Call {
             pages: Mem::host(&self.pages),
             needed: needed.map(|needed| MemMut::host(needed)),
         };
-        compress(context, Stream::NONE, args)
+        run::compress(context, args)
     }
 
     /// Compares pool and needed counts with the reference, or the error where a page overflows.
@@ -196,7 +196,7 @@ fn channel_direction_fills_pages_exactly() {
     let selection = Selection::Channel { keep: 10 };
     let mask = call.mask.as_mut().unwrap();
     let args = Prune { x: call.x.view_mut(), selection, weights: None, mask: Some(MemMut::host(mask)) };
-    prune(&Context::cpu(2).unwrap(), Stream::NONE, args).unwrap();
+    run::prune(&Context::cpu(2).unwrap(), args).unwrap();
     call.check();
     let mut needed = vec![0; 8];
     call.run(&Context::cpu(1).unwrap(), Some(&mut needed)).unwrap();

@@ -4,10 +4,10 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, contexts, lengths,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, contexts, lengths, run,
 };
-use mustafar::ops::{Center, Decompress, Validate, decompress, validate};
-use mustafar::{Context, DType, Mem, PageFormat, Sequences, Stream, reference};
+use mustafar::ops::{Center, Decompress, Validate};
+use mustafar::{Context, DType, Mem, PageFormat, Sequences, reference};
 use proptest::prelude::*;
 
 const OUT_DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
@@ -24,7 +24,7 @@ fn run(
 ) -> mustafar::Result<()> {
     let center = center.as_ref().map(|(c, batch)| Center { values: Mem::host(c), batch: *batch });
     let args = Decompress { pool: pool.view(), sequences, center, out: out.view_mut() };
-    decompress(context, Stream::NONE, args)
+    run::decompress(context, args)
 }
 
 /// The bits a dense element must have: exact copies without a centre in the same type, otherwise rounded once.
@@ -81,7 +81,7 @@ fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dty
                 "{context:?} {format:?} to {out_dtype}: token {t} head {h}"
             );
         }
-        validate(&context, Stream::NONE, Validate { pool: paged.pool.view(), sequences: table.view() })
+        run::validate(&context, Validate { pool: paged.pool.view(), sequences: table.view(), record: None })
             .unwrap();
     }
 }
@@ -254,26 +254,26 @@ fn damaged_pages() {
         "page is damaged: sequence 1, head 1, page {page}: row 4 spans values {start} to 65520 but has {bits} bits set"
     );
     refused(&pool, table.view(), &None, out(), &message);
-    let args = Validate { pool: pool.view(), sequences: table.view() };
-    assert_eq!(validate(&Context::cpu(2).unwrap(), Stream::NONE, args).unwrap_err().to_string(), message);
+    let args = Validate { pool: pool.view(), sequences: table.view(), record: None };
+    assert_eq!(run::validate(&Context::cpu(2).unwrap(), args).unwrap_err().to_string(), message);
 
     // A uniform row with a bit too many.
     let uniform = PageFormat::uniform(DType::F16, 64, 16, 7).unwrap();
     let paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(uniform, table.num_pages, 2), &table);
     let mut pool = paged.pool.clone();
     pool.page_mut(page, 0)[3 * 8..4 * 8].fill(0x11);
-    let args = || Validate { pool: pool.view(), sequences: table.view() };
+    let args = || Validate { pool: pool.view(), sequences: table.view(), record: None };
     let message =
         format!("page is damaged: sequence 1, head 0, page {page}: row 3 has 16 bits set, keep is 7");
-    assert_eq!(validate(&Context::cpu(1).unwrap(), Stream::NONE, args()).unwrap_err().to_string(), message);
+    assert_eq!(run::validate(&Context::cpu(1).unwrap(), args()).unwrap_err().to_string(), message);
     // Rows past the end do not count, whatever they hold.
     let lens = [20, 19];
     let shorter = Validate { sequences: Sequences { lens: Mem::host(&lens), ..table.view() }, ..args() };
-    validate(&Context::cpu(1).unwrap(), Stream::NONE, shorter).unwrap();
+    run::validate(&Context::cpu(1).unwrap(), shorter).unwrap();
     // Arguments are checked as everywhere.
     let lens = [20, 1000];
     let bad = Validate { sequences: Sequences { lens: Mem::host(&lens), ..table.view() }, ..args() };
-    let error = validate(&Context::cpu(1).unwrap(), Stream::NONE, bad).unwrap_err();
+    let error = run::validate(&Context::cpu(1).unwrap(), bad).unwrap_err();
     assert_eq!(error.to_string(), "sequences.lens[1] is 1000; allowed: 0 to 43");
 }
 
@@ -295,7 +295,8 @@ fn nothing_to_do() {
         let mut out = Dense::poisoned(DType::F16, Layout::TokensFirst.shape(batch, 3, 2, 64));
         run(&Context::cpu(2).unwrap(), &pool, sequences, &None, &mut out).unwrap();
         assert!(out.bytes.iter().all(|b| *b == 0xff));
-        validate(&Context::cpu(1).unwrap(), Stream::NONE, Validate { pool: pool.view(), sequences }).unwrap();
+        run::validate(&Context::cpu(1).unwrap(), Validate { pool: pool.view(), sequences, record: None })
+            .unwrap();
     }
 }
 

@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Dense, Layout, Pool, contexts};
-use mustafar::ops::{self, Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
+use common::{Dense, Layout, Pool, contexts, run};
+use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences, Stream};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -119,7 +119,7 @@ fn decompress(context: &Context, pool: &Pool, count: usize) -> Vec<Vec<u16>> {
         center: None,
         out: out.view_mut(),
     };
-    ops::decompress(context, Stream::NONE, args).unwrap();
+    run::decompress(context, args).unwrap();
     out.assert_gaps_untouched();
     assert!((count..format.page_tokens()).all(|t| out.is_poisoned(0, t, 0)), "wrote past the last token");
     (0..count).map(|t| out.row_bits(0, t, 0)).collect()
@@ -263,7 +263,7 @@ fn append_writes_the_golden_pages() {
             center: center.as_ref().map(|c| Center { values: Mem::host(c), batch: 1 }),
         };
         let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
-        ops::append(&context, Stream::NONE, args).unwrap();
+        run::append(&context, args).unwrap();
         assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);
 
         for row in case["rows"].as_array().unwrap() {
@@ -303,7 +303,7 @@ fn compress_writes_the_golden_pages() {
             pages: Mem::host(&pages),
             needed: Some(MemMut::host(&mut needed)),
         };
-        ops::compress(&context, Stream::NONE, args).unwrap();
+        run::compress(&context, args).unwrap();
         assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);
         let kept: usize = masks(case).iter().flatten().filter(|kept| **kept).count();
         assert_eq!(needed[0] as usize, kept, "{}", name(case));
@@ -325,7 +325,7 @@ fn prune_writes_the_golden_masks() {
             weights: None,
             mask: Some(MemMut::host(&mut mask)),
         };
-        ops::prune(&context, Stream::NONE, args).unwrap();
+        run::prune(&context, args).unwrap();
         assert_eq!(mask, expected, "{} at {}", name(case), context);
         let output: Vec<Vec<u16>> = (0..x.shape.tokens).map(|t| x.row_bits(0, t, 0)).collect();
         assert_eq!(output, rows(case, "output"), "{} at {}", name(case), context);
@@ -361,8 +361,8 @@ fn validate_op_agrees_about_damaged_pages() {
         let mut pool = Pool::contiguous(format, 1, 1);
         pool.page_mut(0, 0).copy_from_slice(&page);
         let len = [count as i32];
-        let args = Validate { pool: pool.view(), sequences: one_page(&len, format) };
-        match (ops::validate(&context, Stream::NONE, args), case["error"].as_str()) {
+        let args = Validate { pool: pool.view(), sequences: one_page(&len, format), record: None };
+        match (run::validate(&context, args), case["error"].as_str()) {
             (Ok(()), None) => {}
             (Err(error @ Error::CorruptData { .. }), Some("CorruptData")) => {
                 // The op says where the page is; the rule and the row are the page's own words.

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{Dense, Dist, Layout, Rng, Tolerance, assert_close};
-use mustafar::ops::{self, Merge};
-use mustafar::{Context, DType, Stream, reference};
+use common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, run};
+use mustafar::ops::Merge;
+use mustafar::{Context, DType, reference};
 
 const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
@@ -50,7 +50,7 @@ fn every_dtype_and_pair_of_log_sum_exps() {
                 out: out.view_mut(),
                 lse: Some(merged.view_mut()),
             };
-            ops::merge(&context, Stream::NONE, args).unwrap();
+            run::merge(&context, args).unwrap();
             out.assert_gaps_untouched();
             merged.assert_gaps_untouched();
             for (_, t, h) in out.indices() {
@@ -75,7 +75,7 @@ fn errors_name_the_argument() {
     let run = |a: Dense, a_lse: Dense, b: Dense, b_lse: Dense, mut out: Dense| {
         let (a, a_lse, b, b_lse) = (a.view(), a_lse.view(), b.view(), b_lse.view());
         let args = Merge { a, a_lse, b, b_lse, out: out.view_mut(), lse: None };
-        let error = ops::merge(&context, Stream::NONE, args).unwrap_err().to_string();
+        let error = run::merge(&context, args).unwrap_err().to_string();
         assert!(out.is_poisoned(0, 0, 0), "wrote before refusing");
         error
     };

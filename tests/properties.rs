@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, config, contexts};
-use mustafar::ops::{self, Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
+use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, config, contexts, run};
+use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PoolLayout, Stream};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PoolLayout};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -142,8 +142,8 @@ impl Side {
     /// `validate` and `decompress` of the whole batch.
     fn check_round_trip(&self, context: &Context, table: &Table, out_layout: Layout) {
         let (shape, dtype) = (self.x.shape, self.x.dtype);
-        let args = Validate { pool: self.pool.view(), sequences: table.view() };
-        ops::validate(context, Stream::NONE, args).unwrap();
+        let args = Validate { pool: self.pool.view(), sequences: table.view(), record: None };
+        run::validate(context, args).unwrap();
         // Without the centre, in the dtype of the pages: the stored bits. With it, in float32: one rounded sum.
         for (out_dtype, center) in [(dtype, &None), (DType::F32, &self.center)] {
             let batch = table.batch();
@@ -155,7 +155,7 @@ impl Side {
                 center: center.as_ref().map(|c| Center { values: Mem::host(c), batch: self.centers }),
                 out: out.view_mut(),
             };
-            ops::decompress(context, Stream::NONE, args).unwrap();
+            run::decompress(context, args).unwrap();
             out.assert_gaps_untouched();
             let mut token = 0;
             for b in 0..batch {
@@ -197,7 +197,7 @@ fn append(context: &Context, sides: [&mut Side; 2], order: &[usize], slots: &[i6
         slots: Mem::host(&slots),
         sequence: Some(Mem::host(&sequence)),
     };
-    ops::append(context, Stream::NONE, args).unwrap();
+    run::append(context, args).unwrap();
 }
 
 proptest! {
@@ -245,10 +245,10 @@ proptest! {
         let side = AppendSide { x: x.view(), pool: pool.view_mut(), weights: None, center: None };
         let args = Append { k: None, v: Some(side), slots: Mem::host(&slots), sequence: None };
         let context = Context::cpu(1).unwrap();
-        ops::append(&context, Stream::NONE, args).unwrap();
+        run::append(&context, args).unwrap();
         let mut out = Dense::poisoned(dtype, Layout::HeadsFirst.shape(1, table.max_len, 2, dim));
         let args = Decompress { pool: pool.view(), sequences: table.view(), center: None, out: out.view_mut() };
-        ops::decompress(&context, Stream::NONE, args).unwrap();
+        run::decompress(&context, args).unwrap();
         for (t, h) in (0..len).flat_map(|t| [(t, 0), (t, 1)]) {
             prop_assert_eq!(out.row_bits(0, t, h), x.row_bits(0, t, h));
         }
@@ -296,7 +296,7 @@ proptest! {
                 pages: Mem::host(pages),
                 needed: Some(MemMut::host(&mut counted)),
             };
-            let result = ops::compress(&context, Stream::NONE, args);
+            let result = run::compress(&context, args);
             prop_assert_eq!(&counted, &needed);
             if capacity < fullest {
                 let first = needed.iter().position(|&n| n as usize > capacity).unwrap();
@@ -315,10 +315,10 @@ proptest! {
                 }
             }
             pool.assert_gaps_untouched();
-            ops::validate(&context, Stream::NONE, Validate { pool: pool.view(), sequences: table.view() }).unwrap();
+            run::validate(&context, Validate { pool: pool.view(), sequences: table.view(), record: None }).unwrap();
             let mut out = Dense::poisoned(dtype, Layout::Gaps.shape(1, table.max_len, heads, dim));
             let args = Decompress { pool: pool.view(), sequences: table.view(), center: None, out: out.view_mut() };
-            ops::decompress(&context, Stream::NONE, args).unwrap();
+            run::decompress(&context, args).unwrap();
             for (t, row) in rows.iter().enumerate() {
                 for (h, row) in row.iter().enumerate() {
                     prop_assert_eq!(&out.row_bits(0, t, h), &row.bits);
@@ -346,7 +346,7 @@ proptest! {
         let dense = |pool: &Pool, table: &Table| {
             let mut out = Dense::poisoned(kind.dtype, Layout::TokensFirst.shape(1, table.max_len, 2, kind.dim));
             let args = Decompress { pool: pool.view(), sequences: table.view(), center: None, out: out.view_mut() };
-            ops::decompress(&context, Stream::NONE, args).unwrap();
+            run::decompress(&context, args).unwrap();
             out.bytes.to_vec()
         };
         prop_assert_eq!(dense(&from, &table), dense(&to, &moved));
@@ -395,7 +395,7 @@ proptest! {
                 weights: weights.as_ref().map(|w| Mem::host(w)),
                 mask: Some(MemMut::host(&mut mask[..])),
             };
-            ops::prune(&context, Stream::NONE, args).unwrap();
+            run::prune(&context, args).unwrap();
             pruned.assert_gaps_untouched();
             for (b, t, h) in x.indices() {
                 prop_assert_eq!(&pruned.row_bits(b, t, h), &rows[b][h][t].bits, "{} {} {}", b, t, h);
@@ -442,7 +442,7 @@ fn interleaved_slots_read_like_separate_pools() {
         let shape = Layout::TokensFirst.shape(2, table.max_len, heads, format.head_dim());
         let mut out = Dense::poisoned(format.dtype(), shape);
         let args = Decompress { pool, sequences: table.view(), center: None, out: out.view_mut() };
-        ops::decompress(&context, Stream::NONE, args).unwrap();
+        run::decompress(&context, args).unwrap();
         for (b, heads) in side.rows.iter().enumerate() {
             for (h, tokens) in heads.iter().enumerate() {
                 for (t, row) in tokens.iter().enumerate() {

@@ -6,10 +6,10 @@ mod common;
 
 use common::{
     DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, Tolerance, assert_close, config,
-    contexts, dense_rows,
+    contexts, dense_rows, run,
 };
-use mustafar::ops::{self, Append, AppendSide, Center, Merge, SpmvKey, SpmvValue};
-use mustafar::{Context, DType, Mem, PageFormat, Stream, reference};
+use mustafar::ops::{Append, AppendSide, Center, Merge, SpmvKey, SpmvValue};
+use mustafar::{Context, DType, Mem, PageFormat, reference};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -136,7 +136,7 @@ proptest! {
             paged.pool.bytes.fill(0xFF);
             let side = AppendSide { x: x.view(), pool: paged.pool.view_mut(), weights: None, center: None };
             let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
-            ops::append(&context, Stream::NONE, args).unwrap();
+            run::append(&context, args).unwrap();
         }
         prop_assert!(scene.k.pool.bytes[..] == written_by_reference.0[..], "K pages");
         prop_assert!(scene.v.pool.bytes[..] == written_by_reference.1[..], "V pages");
@@ -185,7 +185,7 @@ proptest! {
                 scale: step.scale,
                 scores: scores.view_mut(),
             };
-            ops::spmv_key(&context, Stream::NONE, args).unwrap();
+            run::spmv_key(&context, args).unwrap();
             scores.assert_gaps_untouched();
             let mut out = Dense::poisoned(step.out_dtype, step.layout.shape(batch, step.q_len, step.q_heads, dim_v));
             let args = SpmvValue {
@@ -194,7 +194,7 @@ proptest! {
                 sequences: scene.table.view(),
                 out: out.view_mut(),
             };
-            ops::spmv_value(&context, Stream::NONE, args).unwrap();
+            run::spmv_value(&context, args).unwrap();
             out.assert_gaps_untouched();
 
             for (b, i, h) in q.indices() {
@@ -239,7 +239,7 @@ proptest! {
                     a: a.view(), a_lse: a_lse.view(), b: b.view(), b_lse: b_lse.view(),
                     out: out.view_mut(), lse: Some(lse.view_mut()),
                 };
-                ops::merge(&context, Stream::NONE, args).unwrap();
+                run::merge(&context, args).unwrap();
                 out.assert_gaps_untouched();
                 scene.check("merged", &out, &lse);
             }

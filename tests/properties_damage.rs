@@ -5,7 +5,7 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts, run,
 };
 use mustafar::ops::{self, Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Result, Rows, Sequences, Stream};
@@ -73,7 +73,7 @@ fn read_with_every_op(context: &Context, pool: &Pool, sequences: Sequences<'_>) 
     let (heads, dim) = (pool.layout.kv_heads, pool.layout.format.head_dim());
     let mut out = Dense::poisoned(DType::F32, Layout::Gaps.shape(batch, max_len, heads, dim));
     let args = Decompress { pool: pool.view(), sequences, center: None, out: out.view_mut() };
-    let decompress = ops::decompress(context, Stream::NONE, args);
+    let decompress = run::decompress(context, args);
     out.assert_gaps_untouched();
     if decompress.is_err() {
         assert!(out.bytes.iter().all(|&b| b == 0xFF), "a refused call wrote to its output");
@@ -121,15 +121,15 @@ fn read_with_every_op(context: &Context, pool: &Pool, sequences: Sequences<'_>) 
         scale: None,
         scores: scores.view_mut(),
     };
-    let spmv_key = ops::spmv_key(context, Stream::NONE, args);
+    let spmv_key = run::spmv_key(context, args);
     scores.assert_gaps_untouched();
     let weights = Dense::random(&mut rng, Dist::Normal, DType::F32, long);
     let mut out = Dense::poisoned(DType::F32, Layout::Gaps.shape(batch, 1, q_heads, dim));
     let args = SpmvValue { weights: weights.view(), pool: pool.view(), sequences, out: out.view_mut() };
-    let spmv_value = ops::spmv_value(context, Stream::NONE, args);
+    let spmv_value = run::spmv_value(context, args);
     out.assert_gaps_untouched();
 
-    let validate = ops::validate(context, Stream::NONE, Validate { pool: pool.view(), sequences });
+    let validate = run::validate(context, Validate { pool: pool.view(), sequences, record: None });
     [validate, decompress, attend, spmv_key, spmv_value]
 }
 

@@ -4,11 +4,11 @@
 mod common;
 
 use common::{
-    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, foreign_stream, keeps,
+    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, foreign_stream, keeps, run,
 };
 use mustafar::ops::{Prune, Selection, prune};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Mem, MemMut, Stream};
+use mustafar::{Context, DType, Mem, MemMut};
 use proptest::prelude::*;
 
 fn run(
@@ -20,7 +20,7 @@ fn run(
 ) -> mustafar::Result<()> {
     let weights = common::mem(weights);
     let mask = mask.map(|mask| MemMut::host(&mut mask[..]));
-    prune(context, Stream::NONE, Prune { x: x.view_mut(), selection, weights, mask })
+    run::prune(context, Prune { x: x.view_mut(), selection, weights, mask })
 }
 
 /// What the reference makes of every row, in the order of `x.indices()`.
@@ -226,7 +226,7 @@ fn rows_that_overlap_are_refused() {
     let mut view = x.view_mut();
     view.shape.token_stride = 64;
     let args = Prune { x: view, selection: Selection::Token { keep: 1 }, weights: None, mask: None };
-    let error = prune(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap_err();
+    let error = run::prune(&Context::cpu(1).unwrap(), args).unwrap_err();
     let message = "x is strided 4096/64/64; allowed: strides under which no two rows overlap";
     assert_eq!(error.to_string(), message);
     assert!(x.bytes.iter().all(|b| *b == 0xff), "written");

@@ -3,14 +3,11 @@
 
 mod common;
 
-use common::{Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, lengths};
-use mustafar::ops::{self, Center, SpmvKey, SpmvValue};
-use mustafar::{Context, DType, Error, Level, Mem, PageFormat, Sequences, Stream, reference};
-
-fn contexts() -> Vec<Context> {
-    let available = Level::ALL.into_iter().filter(|level| level.available());
-    available.flat_map(|level| [1, 3].map(|n| Context::cpu_with_level(n, level).unwrap())).collect()
-}
+use common::{
+    Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, contexts, lengths, run,
+};
+use mustafar::ops::{Center, SpmvKey, SpmvValue};
+use mustafar::{Context, DType, Error, Mem, PageFormat, Sequences, reference};
 
 /// Compressed tokens of a batch.
 struct Case {
@@ -48,7 +45,7 @@ impl Case {
         let (q_heads, kv_heads) = self.heads;
         let q = Dense::random(&mut self.rng, Dist::Normal, q_dtype, layout.shape(batch, q_len, q_heads, dim));
         let centre = self.rng.floats(centred * kv_heads * dim);
-        for context in contexts() {
+        for context in contexts(&[1, 3]) {
             let shape = layout.shape(batch, q_len, q_heads, self.table.max_len + 1);
             let mut scores = Dense::poisoned(DType::F32, shape);
             let args = SpmvKey {
@@ -59,7 +56,7 @@ impl Case {
                 scale,
                 scores: scores.view_mut(),
             };
-            ops::spmv_key(&context, Stream::NONE, args).unwrap();
+            run::spmv_key(&context, args).unwrap();
             scores.assert_gaps_untouched();
             for (b, t, h) in scores.indices() {
                 let kv = h / (q_heads / kv_heads);
@@ -88,7 +85,7 @@ impl Case {
             row[..len].fill_with(|| self.rng.uniform() / len as f64);
             weights.set_row(b, t, h, &row);
         }
-        for context in contexts() {
+        for context in contexts(&[1, 3]) {
             let mut out = Dense::poisoned(out_dtype, layout.shape(batch, q_len, q_heads, dim));
             let args = SpmvValue {
                 weights: weights.view(),
@@ -96,7 +93,7 @@ impl Case {
                 sequences: self.table.view(),
                 out: out.view_mut(),
             };
-            ops::spmv_value(&context, Stream::NONE, args).unwrap();
+            run::spmv_value(&context, args).unwrap();
             out.assert_gaps_untouched();
             for (b, t, h) in out.indices() {
                 let tokens = self.tokens(b, h, None);
@@ -156,7 +153,7 @@ fn errors_name_the_argument() {
     let key = |q: &Dense, scores: &mut Dense, sequences: Sequences<'_>, scale| {
         let pool = case.paged.pool.view();
         let args = SpmvKey { q: q.view(), pool, sequences, center: None, scale, scores: scores.view_mut() };
-        ops::spmv_key(&context, Stream::NONE, args).unwrap_err().to_string()
+        run::spmv_key(&context, args).unwrap_err().to_string()
     };
     let view = || case.table.view();
     let long = case.table.max_len;
@@ -195,6 +192,6 @@ fn errors_name_the_argument() {
         sequences: view(),
         out: out.view_mut(),
     };
-    let error = ops::spmv_value(&context, Stream::NONE, args).unwrap_err();
+    let error = run::spmv_value(&context, args).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument { argument: "out.dim", .. }), "{error}");
 }

@@ -206,7 +206,7 @@ mod tests {
             prop_assert!(plan.row_tiles * plan.rows as usize >= b.max_q_len * (b.q_heads / b.kv_heads));
             prop_assert!((plan.items - plan.dense_items) * plan.split >= b.max_len);
             prop_assert!(plan.dense_items * plan.dense_split >= b.max_dense);
-            prop_assert!(plan.split % 32 == 0 && plan.dense_split % 32 == 0);
+            prop_assert!(plan.split.is_multiple_of(32) && plan.dense_split.is_multiple_of(32));
             prop_assert!(b.total_q * b.q_heads * plan.items * (b.dim + 1) * 4 <= plan.workspace);
         }
 

@@ -1,9 +1,9 @@
 //! A batch for `attend` with everything around it poisoned, and what the reference says about it.
 
-use crate::common::{Bytes, Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, mem};
+use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, mem, run};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{Scoring, Token};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Rows, Sequences, Stream};
+use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences};
 
 /// Where the pages of a sequence are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,8 +242,7 @@ impl Case {
     pub fn run(&self, context: &Context) -> Result<Results, Error> {
         let (mut out, mut lse) = self.outputs();
         let args = self.args(&mut out, &mut lse);
-        let mut workspace = Bytes::poisoned(ops::attend_workspace(context, &args)?);
-        ops::attend(context, Stream::NONE, args, MemMut::host(&mut workspace[..]))?;
+        run::attend(context, args)?;
         out.assert_gaps_untouched();
         lse.assert_gaps_untouched();
         let result = |(b, t, h)| (out.row(b, t, h), lse.row(b, t, h)[0]);

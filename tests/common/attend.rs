@@ -225,9 +225,7 @@ impl Scene {
             out: out.view_mut(),
             lse: Some(lse.view_mut()),
         };
-        let needed = ops::attend_workspace(context, &args).unwrap();
-        let mut workspace = super::Bytes::poisoned(needed);
-        ops::attend(context, Stream::NONE, args, MemMut::host(&mut workspace[..])).unwrap();
+        super::run::attend(context, args).unwrap();
         out.assert_gaps_untouched();
         (out, lse)
     }

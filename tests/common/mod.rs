@@ -6,9 +6,11 @@ mod bytes;
 mod cases;
 mod compare;
 mod dense;
+pub mod device;
 mod expect;
 mod pages;
 mod rng;
+pub mod run;
 
 pub use attend::{Scene, Step, dense_rows};
 pub use bytes::Bytes;
@@ -19,7 +21,7 @@ pub use expect::attention;
 pub use pages::{Paged, Pool, Table};
 pub use rng::{Dist, Rng};
 
-use mustafar::{Context, DType, Level, Mem, Stream};
+use mustafar::{Backend, Context, DType, Level, Mem, Stream};
 use proptest::test_runner::Config;
 
 /// Number for an element of any tensor dtype.
@@ -36,11 +38,20 @@ pub fn mem<T: mustafar::mem::Element>(slice: Option<&Vec<T>>) -> Option<Mem<'_>>
 }
 
 /// Every instruction level this processor has, each with these numbers of threads.
-pub fn contexts(threads: &[usize]) -> Vec<Context> {
+pub fn cpu_contexts(threads: &[usize]) -> Vec<Context> {
     let levels = Level::ALL.into_iter().filter(|level| level.available());
     levels
         .flat_map(|level| threads.iter().map(move |&n| Context::cpu_with_level(n, level).unwrap()))
         .collect()
+}
+
+/// As [`cpu_contexts`], and the GPU if there is one: for calls through [`run`], which stages memory there.
+pub fn contexts(threads: &[usize]) -> Vec<Context> {
+    cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
+}
+
+pub fn is_cuda(context: &Context) -> bool {
+    context.backend() == Backend::Cuda
 }
 
 /// A stream where there can be none.
