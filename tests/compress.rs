@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, lengths, run,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, is_cuda,
+    lengths, run,
 };
 use mustafar::ops::{Compress, Prune, Selection, compress};
 use mustafar::reference::{self, Row};
@@ -99,8 +100,14 @@ impl Call {
         for context in contexts(&[1, 3]) {
             let mut call = self.clone();
             let mut needed = vec![u32::MAX; counts.len()];
-            assert_eq!(call.run(&context, Some(&mut needed)), expected_result, "{context:?}");
-            assert_eq!(needed, counts, "{context:?}");
+            let result = call.run(&context, Some(&mut needed));
+            assert_eq!(needed, counts, "{context}");
+            if is_cuda(&context) && overflow.is_some() {
+                // Only counted there, and pages that fit are written.
+                assert!(result.is_err(), "{context}");
+                continue;
+            }
+            assert_eq!(result, expected_result, "{context}");
             assert!(call.pool.bytes[..] == expected.bytes[..], "{context:?}: {format:?}");
         }
         // `needed` is optional.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, run};
+use common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, contexts, run};
 use mustafar::ops::Merge;
 use mustafar::{Context, DType, reference};
 
@@ -20,8 +20,11 @@ fn lse(layout: Layout, tokens: usize, heads: usize, value: impl Fn(usize, usize)
 
 #[test]
 fn every_dtype_and_pair_of_log_sum_exps() {
-    let (context, n) = (Context::cpu(1).unwrap(), LSES.len());
-    for (i, layout) in Layout::ALL.into_iter().enumerate() {
+    let n = LSES.len();
+    for (context, (i, layout)) in contexts(&[1])
+        .into_iter()
+        .flat_map(|c| Layout::ALL.into_iter().enumerate().map(move |l| (c.clone(), l)))
+    {
         for (a_dtype, b_dtype, out_dtype) in
             FLOATS.into_iter().flat_map(|a| FLOATS.map(|b| (a, b, FLOATS[(i + b as usize) % 3])))
         {

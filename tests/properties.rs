@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, config, contexts, run};
+use common::{
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, config, contexts, is_cuda, run,
+};
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PoolLayout};
@@ -299,6 +301,11 @@ proptest! {
             let result = run::compress(&context, args);
             prop_assert_eq!(&counted, &needed);
             if capacity < fullest {
+                if is_cuda(&context) {
+                    // Only counted there, and pages that fit are written.
+                    prop_assert!(result.is_err());
+                    continue;
+                }
                 let first = needed.iter().position(|&n| n as usize > capacity).unwrap();
                 prop_assert_eq!(result, Err(Error::PageOverflow {
                     page: first / heads, head: first % heads, needed: needed[first] as usize, capacity,

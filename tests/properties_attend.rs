@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, Tolerance, assert_close, config,
-    contexts, dense_rows, run,
+    contexts, dense_rows, run, scenes,
 };
 use mustafar::ops::{Append, AppendSide, Center, Merge, SpmvKey, SpmvValue};
 use mustafar::{Context, DType, Mem, PageFormat, reference};
@@ -79,21 +79,19 @@ proptest! {
 
     #[test]
     fn attention_equals_the_reference(step in step()) {
-        let scene = Scene::new(step);
-        for context in contexts(&[1]) {
-            let (out, lse) = scene.run(&context);
+        scenes(&step, |context, scene| {
+            let (out, lse) = scene.run(context);
             scene.check(&context.to_string(), &out, &lse);
-        }
+        });
     }
 
     #[test]
     fn non_finite_values_are_not_hidden(step in step(), few in 0..30usize) {
         let lens = vec![few; step.lens.len()];
-        let scene = Scene::new(Step { dist: Dist::NonFinite, centers: 0, lens, ..step });
-        for context in contexts(&[1]) {
-            let (out, lse) = scene.run(&context);
+        scenes(&Step { dist: Dist::NonFinite, centers: 0, lens, ..step }, |context, scene| {
+            let (out, lse) = scene.run(context);
             scene.check_non_finite(&context.to_string(), &out, &lse);
-        }
+        });
     }
 
     #[test]
@@ -148,18 +146,18 @@ proptest! {
     fn a_sequence_does_not_depend_on_the_batch(step in step(), split in 1..100usize, copies in 2..4usize) {
         // The first sequence alone and among others, with the same bounds: equal bits.
         let step = Step { split_tokens: Some(split), uneven_q: false, head_lens: false, centers: 0, ..step };
-        let scene = Scene::new(step.clone());
-        let context = Context::cpu(1).unwrap();
-        let (out, lse) = scene.run(&context);
-        let mut alone = scene;
+        scenes(&step, |context, scene| {
+        let (out, lse) = scene.run(context);
+        let mut alone = Scene::new(scene.step.clone());
         alone.keep_first_sequence();
         for _ in 1..copies {
-            let (single, single_lse) = alone.run(&context);
+            let (single, single_lse) = alone.run(context);
             for (t, h) in (0..step.q_len).flat_map(|t| (0..step.q_heads).map(move |h| (t, h))) {
                 let same = |a: &Dense, b: &Dense| a.row(0, t, h).iter().zip(b.row(0, t, h)).all(|(x, y)| x.to_bits() == y.to_bits());
-                prop_assert!(same(&out, &single) && same(&lse, &single_lse), "query {t}, head {h}");
+                assert!(same(&out, &single) && same(&lse, &single_lse), "{context}: query {t}, head {h}");
             }
         }
+        });
     }
 
     #[test]
@@ -227,10 +225,9 @@ proptest! {
         let step = Step {
             sliding_window: None, padded: false, q_len: 1, uneven_q: false, window: Some(30), out_dtype: DType::F32, ..step
         };
-        let scene = Scene::new(step);
-        for context in contexts(&[1, 3]) {
-            let (a, a_lse) = scene.run_parts(&context, true, false);
-            let (b, b_lse) = scene.run_parts(&context, false, true);
+        scenes(&step, |context, scene| {
+            let (a, a_lse) = scene.run_parts(context, true, false);
+            let (b, b_lse) = scene.run_parts(context, false, true);
             let shape = a.shape;
             for out_dtype in FLOATS {
                 let mut out = Dense::poisoned(out_dtype, Layout::Gaps.shape(1, shape.tokens, shape.heads, shape.dim));
@@ -239,11 +236,11 @@ proptest! {
                     a: a.view(), a_lse: a_lse.view(), b: b.view(), b_lse: b_lse.view(),
                     out: out.view_mut(), lse: Some(lse.view_mut()),
                 };
-                run::merge(&context, args).unwrap();
+                run::merge(context, args).unwrap();
                 out.assert_gaps_untouched();
                 scene.check("merged", &out, &lse);
             }
-        }
+        });
     }
 }
 

@@ -16,7 +16,7 @@ const KEY_TOKENS: usize = 128;
 const KEY_THREADS: u32 = 32 * 4;
 /// `kValueRows` and threads of a block of `spmv_value`.
 const VALUE_ROWS: usize = 2;
-const VALUE_THREADS: u32 = 32 * 16;
+const VALUE_THREADS: u32 = 32 * 12;
 
 pub(crate) fn spmv_key(device: &Device, stream: Stream, args: &mut SpmvKey<'_>, scale: f32) -> Result<()> {
     let _entered = device.context.enter()?;

@@ -1,6 +1,6 @@
 //! A batch for `attend` with everything around it poisoned, and what the reference says about it.
 
-use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, mem, run};
+use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, mem, run};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{Scoring, Token};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences};
@@ -47,6 +47,8 @@ pub struct Spec {
     pub softcap: Option<f32>,
     pub sliding_window: Option<usize>,
     pub split_tokens: Option<usize>,
+    /// Queries and dense tokens that any of the types can hold.
+    pub coarse: bool,
 }
 
 impl Spec {
@@ -74,7 +76,20 @@ impl Spec {
             softcap: None,
             sliding_window: None,
             split_tokens: None,
+            coarse: false,
         }
+    }
+
+    /// The nearest batch that CUDA kernels serve, and whose inputs they do not round.
+    pub fn for_cuda(self) -> Self {
+        let (dtype, dim, page_tokens) = (self.k.dtype(), self.k_dim(), self.v.page_tokens());
+        let v = match self.v.keep() {
+            Some(keep) => uniform(dtype, dim, page_tokens, keep.min(dim)),
+            None => ragged(dtype, dim, page_tokens),
+        };
+        // Without pages, dense tokens or queries say with which type kernels compute.
+        let all_wide = self.compressed.is_none() && self.dense.0 == DType::F32 && self.q == DType::F32;
+        Self { v, q: if all_wide { dtype } else { self.q }, coarse: true, ..self }
     }
 
     pub fn batch(&self) -> usize {
@@ -111,7 +126,8 @@ impl Section {
             for (b, len) in lens.iter().enumerate() {
                 let row = rows.as_ref().map_or(b, |rows| rows[b] as usize);
                 for (t, h) in (0..*len).flat_map(|t| (0..spec.heads.1).map(move |h| (t, h))) {
-                    let x: Vec<f64> = (0..dim).map(|c| element(rng, spec.dist, dtype, c)).collect();
+                    let x = (0..dim).map(|c| element(rng, spec.dist, dtype, c));
+                    let x: Vec<f64> = if spec.coarse { x.map(coarse).collect() } else { x.collect() };
                     side.set_row(row, t, h, &x);
                 }
             }
@@ -185,6 +201,7 @@ impl Case {
             spec.q,
             spec.layout.shape(1, total_q, spec.heads.0, spec.k_dim()),
         );
+        let q = if spec.coarse { q.coarse() } else { q };
         let sinks = spec.sinks.as_ref().map(|lens| Section::random(rng, &spec, lens));
         let window = spec.window.as_ref().map(|lens| Section::random(rng, &spec, lens));
         let centre = match spec.centre {

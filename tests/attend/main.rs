@@ -9,29 +9,54 @@ mod invariance;
 mod properties;
 
 use case::{Case, Centre, Pages, Results, Spec, ragged, uniform};
-use common::{Dist, HEADS, Layout, Tolerance, assert_close, contexts, keeps, lengths};
-use mustafar::DType;
+use common::device::cuda;
+use common::{Dist, HEADS, Layout, Tolerance, assert_close, cpu_contexts, keeps, lengths};
+use mustafar::{Context, DType};
 
 fn compare(what: &str, case: &Case, got: &Results) {
     let want = case.expected();
     assert_eq!(got.len(), want.len(), "{what}");
     let largest = want.iter().flat_map(|(out, _)| out).fold(0.0f64, |a, x| a.max(x.abs()));
     for (i, ((out, lse), (want_out, want_lse))) in got.iter().zip(&want).enumerate() {
+        let largest = largest.max(1e-3);
         assert_close(
             &format!("{what}, row {i}"),
             out,
             want_out,
-            Tolerance::new(case.spec.out, largest.max(1e-3)),
+            tolerance(&case.spec, case.spec.out, largest),
         );
-        assert_close(&format!("{what}, lse {i}"), &[*lse], &[*want_lse], Tolerance::new(DType::F32, 1.0));
+        assert_close(
+            &format!("{what}, lse {i}"),
+            &[*lse],
+            &[*want_lse],
+            tolerance(&case.spec, DType::F32, 1.0),
+        );
     }
 }
 
+fn tolerance(spec: &Spec, stored: DType, scale: f64) -> Tolerance {
+    let types = [spec.k.dtype(), spec.q, spec.dense.0];
+    match spec.coarse {
+        true if types.contains(&DType::Bf16) => Tolerance::on_cuda(DType::Bf16, stored, scale),
+        true => Tolerance::on_cuda(DType::F16, stored, scale),
+        false => Tolerance::new(stored, scale),
+    }
+}
+
+/// Runs the batch on the CPU at every instruction level, and its nearest relative on the GPU.
 fn check(spec: Spec) {
-    let case = Case::new(spec);
-    for context in contexts(&[1]) {
+    each_backend(spec, |context, case| {
         let what = format!("{} {:?}", context, case.spec);
-        compare(&what, &case, &case.run(&context).unwrap());
+        compare(&what, case, &case.run(context).unwrap());
+    });
+}
+
+fn each_backend(spec: Spec, each: impl Fn(&Context, &Case)) {
+    let on_cuda = cuda().map(|context| (context, Case::new(spec.clone().for_cuda())));
+    let case = Case::new(spec);
+    cpu_contexts(&[1]).iter().for_each(|context| each(context, &case));
+    if let Some((context, case)) = &on_cuda {
+        each(context, case);
     }
 }
 
@@ -176,11 +201,10 @@ fn empty_and_fully_masked_rows_give_zero() {
         Spec { first: Some(vec![50]), ..Spec::plain((4, 2), 64, 20, 50) },
         Spec { first: Some(vec![usize::MAX >> 33]), ..Spec::plain((4, 2), 64, 20, 50) },
     ] {
-        let case = Case::new(spec);
-        for context in contexts(&[1]) {
-            for (out, lse) in case.run(&context).unwrap() {
+        each_backend(spec, |context, case| {
+            for (out, lse) in case.run(context).unwrap() {
                 assert!(out.iter().all(|&x| x == 0.0 && x.is_sign_positive()) && lse == f64::NEG_INFINITY);
             }
-        }
+        });
     }
 }

@@ -43,6 +43,7 @@ fn spec(seed: u64) -> Spec {
         softcap: rng.chance(0.3).then_some(20.0),
         sliding_window: rng.chance(0.3).then(|| 1 + rng.below(200)),
         split_tokens: rng.chance(0.7).then(|| 1 + rng.below(300)),
+        coarse: false,
     }
 }
 

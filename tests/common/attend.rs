@@ -34,6 +34,33 @@ pub struct Step {
     pub out_dtype: DType,
     pub layout: Layout,
     pub dist: Dist,
+    /// Queries and dense tokens that any of the types can hold.
+    pub coarse: bool,
+}
+
+impl Step {
+    /// The nearest step that CUDA kernels serve, and whose inputs they do not round.
+    pub fn for_cuda(self) -> Self {
+        let (page_tokens, share) = (self.v.page_tokens(), self.v.capacity());
+        let (dtype, dim) = (self.k.dtype(), self.k.head_dim());
+        let like_k = |keep: usize| keep.min(dim * page_tokens);
+        let v = match self.v.keep() {
+            Some(keep) => PageFormat::uniform(dtype, dim, page_tokens, keep.min(dim)),
+            None => PageFormat::ragged(dtype, dim, page_tokens, like_k(share)),
+        };
+        let narrow = |found: DType| if found == DType::F32 { dtype } else { found };
+        let q_dtype = if self.dense_dtype == DType::F32 { narrow(self.q_dtype) } else { self.q_dtype };
+        Self { v: v.unwrap(), q_dtype, coarse: true, ..self }
+    }
+}
+
+/// The step on every backend: on the CPU at every instruction level, and its nearest relative on the GPU.
+pub fn scenes(step: &Step, mut each: impl FnMut(&Context, &Scene)) {
+    let scene = Scene::new(step.clone());
+    super::cpu_contexts(&[1]).iter().for_each(|context| each(context, &scene));
+    if let Some(context) = super::device::cuda() {
+        each(context, &Scene::new(step.clone().for_cuda()));
+    }
 }
 
 impl Default for Step {
@@ -61,6 +88,7 @@ impl Default for Step {
             out_dtype: DType::F32,
             layout: Layout::TokensFirst,
             dist: Dist::Normal,
+            coarse: false,
         }
     }
 }
@@ -87,6 +115,7 @@ impl DenseSide {
             for (b, &len) in lens.iter().enumerate() {
                 for (t, h) in (0..len as usize).flat_map(|t| (0..step.kv_heads).map(move |h| (t, h))) {
                     let row: Vec<f64> = (0..dim).map(|_| rng.normal()).collect();
+                    let row = if step.coarse { row.into_iter().map(super::coarse).collect() } else { row };
                     tensor.set_row(rows[b] as usize, t, h, &row);
                 }
             }
@@ -172,6 +201,7 @@ impl Scene {
         let total_q = indptr[batch] as usize;
         let q_shape = step.layout.shape(1, total_q, step.q_heads, dim_k);
         let q = Dense::random(rng, Dist::Normal, step.q_dtype, q_shape);
+        let q = if step.coarse { q.coarse() } else { q };
         let longest = |b: usize| tokens[b].iter().map(Vec::len).max().unwrap_or(0);
         let first: Option<Vec<i32>> =
             step.padded.then(|| (0..batch).map(|b| rng.below(longest(b) + 2) as i32).collect());
@@ -263,15 +293,24 @@ impl Scene {
         self.check_with(what, out, lse, |x| if x.is_finite() { x } else { f64::NAN });
     }
 
+    fn tolerance(&self, stored: DType, scale: f64) -> Tolerance {
+        let types = [self.step.k.dtype(), self.step.q_dtype, self.step.dense_dtype];
+        match self.step.coarse {
+            true if types.contains(&DType::Bf16) => Tolerance::on_cuda(DType::Bf16, stored, scale),
+            true => Tolerance::on_cuda(DType::F16, stored, scale),
+            false => Tolerance::new(stored, scale),
+        }
+    }
+
     fn check_with(&self, what: &str, out: &Dense, lse: &Dense, view: impl Fn(f64) -> f64) {
         let view = |row: &[f64]| -> Vec<f64> { row.iter().map(|&x| view(x)).collect() };
         for (i, (expected, expected_lse)) in self.expected.iter().enumerate() {
             let (t, h) = (i / self.step.q_heads, i % self.step.q_heads);
             let what = format!("{what}: query {t}, head {h}");
-            let tolerance = Tolerance::new(out.dtype, self.largest_v);
+            let tolerance = self.tolerance(out.dtype, self.largest_v);
             assert_close(&what, &view(&out.row(0, t, h)), &view(expected), tolerance);
             let scale = if expected_lse.is_finite() { 1.0 + expected_lse.abs() } else { 1.0 };
-            let tolerance = Tolerance::new(DType::F32, scale);
+            let tolerance = self.tolerance(DType::F32, scale);
             assert_close(
                 &format!("{what}, lse"),
                 &view(&lse.row(0, t, h)),

@@ -34,6 +34,21 @@ impl Tolerance {
     }
 }
 
+impl Tolerance {
+    /// For attention on CUDA with pages, or dense tokens, of `values`: probabilities are rounded to that type before
+    /// they meet the tensor cores. Queries and dense tokens are too; see [`super::coarse`].
+    pub fn on_cuda(values: DType, stored: DType, scale: f64) -> Self {
+        let unit = if values == DType::Bf16 { 2f64.powi(-8) } else { 2f64.powi(-11) };
+        let base = Self::new(stored, scale);
+        Self {
+            abs: base.abs + 4.0 * unit * scale,
+            rel: base.rel + unit,
+            cosine: base.cosine + 4.0 * unit * unit,
+            ..base
+        }
+    }
+}
+
 /// 1 - cosine of the angle between two vectors; 0 for two zero vectors.
 pub fn cosine_distance(a: &[f64], b: &[f64]) -> f64 {
     let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };

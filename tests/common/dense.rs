@@ -63,6 +63,15 @@ impl Dense {
         new
     }
 
+    /// With every element [`super::coarse`].
+    pub fn coarse(mut self) -> Self {
+        for (b, t, h) in self.indices() {
+            let row: Vec<f64> = self.row(b, t, h).into_iter().map(super::coarse).collect();
+            self.set_row(b, t, h, &row);
+        }
+        self
+    }
+
     /// Every (batch, token, head).
     pub fn indices(&self) -> Vec<(usize, usize, usize)> {
         let Shape { batch, tokens, heads, .. } = self.shape;

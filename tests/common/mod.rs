@@ -12,7 +12,7 @@ mod pages;
 mod rng;
 pub mod run;
 
-pub use attend::{Scene, Step, dense_rows};
+pub use attend::{Scene, Step, dense_rows, scenes};
 pub use bytes::Bytes;
 pub use cases::{CHANNEL_GROUPS, DIMS, DTYPES, HEADS, PAGE_SIZES, keeps, lengths};
 pub use compare::{Tolerance, assert_close, cosine_distance};
@@ -48,6 +48,13 @@ pub fn cpu_contexts(threads: &[usize]) -> Vec<Context> {
 /// As [`cpu_contexts`], and the GPU if there is one: for calls through [`run`], which stages memory there.
 pub fn contexts(threads: &[usize]) -> Vec<Context> {
     cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
+}
+
+/// The nearest number that f16, bf16 and float32 all hold. CUDA kernels round queries and dense tokens to the type of
+/// the pages; from numbers like these nothing is lost.
+pub fn coarse(x: f64) -> f64 {
+    let x = mustafar::reference::value(DType::Bf16, mustafar::reference::round(DType::Bf16, x as f32));
+    if x.abs() < 2f64.powi(-14) { 0.0 } else { x }
 }
 
 pub fn is_cuda(context: &Context) -> bool {
