@@ -143,6 +143,8 @@ enum mustafar_backend
  {
     /** On the calling process's processor; all pointers are host pointers. */
     MUSTAFAR_BACKEND_CPU = 0,
+    /** On a CUDA device; all data pointers are device pointers. */
+    MUSTAFAR_BACKEND_CUDA = 1,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -257,13 +259,30 @@ typedef struct mustafar_context_config {
     size_t struct_size;
     /** A mustafar_backend. */
     uint32_t backend;
-    /** CPU: threads one op may use, 1 to 1024; 0 is 1, which keeps every op on the calling thread. */
+    /** CPU: threads one op may use, 1 to 1024; 0 is 1, which keeps every op on the calling thread. CUDA: 0. */
     uint32_t threads;
-    /** Index of the device; 0 on the CPU backend. */
+    /** CUDA: index of the device, as the driver counts them. CPU: 0. */
     uint32_t device;
     /** Must be 0. */
     uint32_t reserved;
 } mustafar_context_config;
+
+/**
+ * How often the CUDA ops of a context left something undone because of what device arrays held. Nothing else tells:
+ * the calls have returned long before.
+ */
+typedef struct mustafar_device_errors {
+    /** sizeof(mustafar_device_errors). */
+    size_t struct_size;
+    /** Tokens (once for K, once for V) that append skipped: slot or sequence out of range. */
+    uint32_t append;
+    /** Pages (of one head) that compress left unwritten: too full, or page number out of range. */
+    uint32_t compress;
+    /** Lengths, page numbers and ragged rows that decompress, spmv_key or spmv_value found out of range. */
+    uint32_t read;
+    /** Written as 0. */
+    uint32_t reserved;
+} mustafar_device_errors;
 
 /**
  * A dense tensor [batch, tokens, heads, dim] that is written. Elements of a row of `dim` are adjacent; the other
@@ -513,6 +532,11 @@ typedef struct mustafar_validate_args {
     const struct mustafar_pool *pool;
     /** Which pages, and how many rows of them count. Required. */
     const struct mustafar_sequences *sequences;
+    /**
+     * CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation, which
+     * mustafar_validate_record reads. CPU: NULL.
+     */
+    uint64_t *record;
 } mustafar_validate_args;
 
 /** Dense tokens of a batch: the window after the compressed tokens, or the sinks before them. */
@@ -830,10 +854,14 @@ MUSTAFAR_API mustafar_status mustafar_reference_keep(uint32_t n, double sparsity
  * Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
  * CPU backend uses; it is read here and nowhere else.
  *
+ * CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then outlive
+ * this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and allocates
+ * 16 bytes of device memory, so that ops do neither. What is current on a calling thread never changes.
+ *
  * @param config   What to make; NULL is the CPU backend on the calling thread.
  * @param context  Receives the handle; mustafar_context_destroy ends it.
- * @return SUCCESS; INVALID_ARGUMENT for a field or MUSTAFAR_CPU; UNAVAILABLE when the backend cannot run here;
- *         NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the pointers.
+ * @return SUCCESS; INVALID_ARGUMENT for a field or MUSTAFAR_CPU; UNAVAILABLE when the backend cannot run here (no CUDA
+ *         driver, device or kernels, or too old ones); CUDA_ERROR when the driver refuses; NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the pointers.
  *
  * Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
  */
@@ -850,6 +878,22 @@ mustafar_status mustafar_context_create(const struct mustafar_context_config *co
  * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes, but for this context.
  */
 MUSTAFAR_API mustafar_status mustafar_context_destroy(struct mustafar_context *context);
+
+/**
+ * Reads and clears what went wrong in finished CUDA ops of a context. Always zeros on the CPU backend, where ops return
+ * their errors.
+ *
+ * @param context  The context.
+ * @param errors   Receives the counts; set struct_size before.
+ * @return SUCCESS; CUDA_ERROR when the driver refuses, which is where a fault of an earlier kernel shows; NULL_POINTER,
+ *         MISALIGNED, INVALID_ARGUMENT or VERSION_MISMATCH for the pointers.
+ *
+ * Async: no, but it waits for the default stream only: synchronise the streams of the ops first. Graph capture: no.
+ * Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_context_take_device_errors(const struct mustafar_context *context,
+                                                    struct mustafar_device_errors *errors);
 
 /**
  * The backend of a context.
@@ -940,16 +984,33 @@ mustafar_status mustafar_decompress(const struct mustafar_context *context,
  * @param context  The context.
  * @param args     Pages and sequences.
  * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; CORRUPT_DATA with sequence, head, page and row of the first violation; OUT_OF_RANGE for lengths and
- *         page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+ * @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE for
+ *         lengths and page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
  *         VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: no, the result is the status. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: on CUDA yes, the result is args.record; on the CPU the status is. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_validate(const struct mustafar_context *context,
                                   const struct mustafar_validate_args *args,
                                   void *stream);
+
+/**
+ * Turns the record of a CUDA mustafar_validate, copied to the host, into a status.
+ *
+ * @param record   What args.record held after the check.
+ * @param pool     The pool of the check; its memory is not looked at.
+ * @param max_len  max_len of the sequences of the check.
+ * @return SUCCESS when nothing is wrong; CORRUPT_DATA with sequence, head, page of the sequence and row of the first
+ *         violation; INVALID_ARGUMENT for a number that is no record; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+ *         VERSION_MISMATCH for the pool.
+ *
+ * Async: no. Graph capture: yes, touches no stream. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_validate_record(uint64_t record,
+                                         const struct mustafar_pool *pool,
+                                         int64_t max_len);
 
 /**
  * Bytes of workspace that mustafar_attend needs. Depends on shapes and upper bounds only and never shrinks when one of
@@ -1299,6 +1360,7 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_FORMAT_INIT {sizeof(mustafar_format), 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_PAGE_LAYOUT_INIT {sizeof(mustafar_page_layout), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_CONTEXT_CONFIG_INIT {sizeof(mustafar_context_config), 0, 0, 0, 0}
+#define MUSTAFAR_DEVICE_ERRORS_INIT {sizeof(mustafar_device_errors), 0, 0, 0, 0}
 #define MUSTAFAR_TENSOR_MUT_INIT {sizeof(mustafar_tensor_mut), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_PRUNE_ARGS_INIT {sizeof(mustafar_prune_args), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_TENSOR_INIT {sizeof(mustafar_tensor), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
@@ -1310,7 +1372,7 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_POOL_INIT {sizeof(mustafar_pool), 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_SEQUENCES_INIT {sizeof(mustafar_sequences), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_DECOMPRESS_ARGS_INIT {sizeof(mustafar_decompress_args), 0, 0, 0, 0}
-#define MUSTAFAR_VALIDATE_ARGS_INIT {sizeof(mustafar_validate_args), 0, 0}
+#define MUSTAFAR_VALIDATE_ARGS_INIT {sizeof(mustafar_validate_args), 0, 0, 0}
 #define MUSTAFAR_DENSE_INIT {sizeof(mustafar_dense), 0, 0, 0, 0}
 #define MUSTAFAR_COMPRESSED_INIT {sizeof(mustafar_compressed), 0, 0, 0, 0}
 #define MUSTAFAR_ATTEND_ARGS_INIT {sizeof(mustafar_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
