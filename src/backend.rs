@@ -150,7 +150,7 @@ impl fmt::Display for Context {
 /// Work that CUDA ops left undone because of what device arrays held; see [`Context::take_device_errors`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DeviceErrors {
-    /// Tokens (once for K, once for V) that `append` skipped: slot or sequence out of range.
+    /// Tokens that `append` skipped: slot or sequence out of range.
     pub append: u32,
     /// Pages (of one head) that `compress` left unwritten: too full, or page number out of range.
     pub compress: u32,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Dense, Layout, Pool, contexts, run};
+use common::{Dense, Layout, Pool, contexts, distinct_slots, run};
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences};
@@ -262,6 +262,7 @@ fn append_writes_the_golden_pages() {
             weights: weights.as_ref().map(|w| Mem::host(w)),
             center: center.as_ref().map(|c| Center { values: Mem::host(c), batch: 1 }),
         };
+        let slots = distinct_slots(&context, &slots);
         let args = Append { k: Some(side), v: None, slots: Mem::host(&slots), sequence: None };
         run::append(&context, args).unwrap();
         assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);

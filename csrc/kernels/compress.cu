@@ -118,6 +118,11 @@ __device__ __forceinline__ void compress(const CompressParams& p, CompressShared
   for (int i = threadIdx.x; offsets + i < values; i += 32 * kStoreWarps) {
     offsets[i] = i <= p.page_tokens ? static_cast<uint16_t>(shared.offsets[i]) : 0;
   }
+  // What no row uses becomes zero too, up to the page's end on 16 bytes: equal rows give equal pages.
+  const int page_end = (p.capacity + 7) & -8;
+  for (int i = shared.offsets[p.page_tokens] + threadIdx.x; i < page_end; i += 32 * kStoreWarps) {
+    values[i] = 0;
+  }
   for (int base = warp * L::kRows; base < p.page_tokens; base += kStoreWarps * L::kRows) {
     const int row = base + lane / L::kPerRow;
     const uint32_t kept = shared.kept[row * L::kPerRow + t];

@@ -42,11 +42,13 @@ struct Range {
   int begin, end;
 };
 
-// The tokens of `part` that some row sees; the beginning is rounded down to whole tiles.
+// The tokens of `part` that some row sees; the beginning is rounded down to whole tiles, and where nothing is
+// seen it is the end, however far away the first visible position lies.
 template <int kRows>
 __device__ __forceinline__ Range seen_by_any(const View& view, Range part, int position) {
-  return {max(part.begin, (view.begin(view.first_end()) - position) & -kTileTokens),
-          min(part.end, view.last_end<kRows>() - position)};
+  const int end = min(part.end, view.last_end<kRows>() - position);
+  const int begin = max(part.begin, (view.begin(view.first_end()) - position) & -kTileTokens);
+  return {min(begin, end), end};
 }
 
 // The tokens of `part` that every row sees: tiles inside need no mask.

@@ -101,7 +101,7 @@ pub unsafe extern "C" fn mustafar_context_destroy(context: *mut mustafar_context
 pub struct mustafar_device_errors {
     /// sizeof(mustafar_device_errors).
     pub struct_size: usize,
-    /// Tokens (once for K, once for V) that append skipped: slot or sequence out of range.
+    /// Tokens that append skipped: slot or sequence out of range.
     pub append: u32,
     /// Pages (of one head) that compress left unwritten: too full, or page number out of range.
     pub compress: u32,

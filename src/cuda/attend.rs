@@ -52,8 +52,13 @@ fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
     })
 }
 
-fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
+/// K or V has ragged pages.
+fn ragged(args: &Attend<'_>) -> bool {
     let is_ragged = |pool: &PagePool<'_>| pool.layout.format.keep().is_none();
+    args.compressed.as_ref().is_some_and(|c| is_ragged(&c.k) || is_ragged(&c.v))
+}
+
+fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
     let tokens = |dense: &Option<Dense<'_>>| dense.as_ref().map_or(0, |d| d.k.shape.tokens);
     Plan::new(&Bounds {
         batch: shapes.batch,
@@ -62,7 +67,7 @@ fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
         q_heads: shapes.q_heads,
         kv_heads: shapes.kv_heads,
         dim: shapes.k_dim,
-        ragged: args.compressed.as_ref().is_some_and(|c| is_ragged(&c.k) || is_ragged(&c.v)),
+        ragged: ragged(args),
         max_len: args.compressed.as_ref().map_or(0, |c| c.sequences.max_len),
         max_dense: tokens(&args.sinks).max(tokens(&args.window)),
         split_tokens: args.split_tokens,
@@ -257,7 +262,8 @@ pub(crate) fn attend(
         ..LaunchShape::new(grid, COMBINE_THREADS)
     };
 
-    let kernel = Kernel::Typed(Family::Attend(plan.rows), dtype, dim);
+    let family = if ragged(args) { Family::AttendRagged } else { Family::Attend };
+    let kernel = Kernel::Typed(family(plan.rows), dtype, dim);
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
     // large as the plan's partial results, and views promise the memory until the stream has run this.
     unsafe {

@@ -18,6 +18,7 @@ use crate::ops::prune::{Prune, Selection, mask_bytes};
 use crate::ops::validate::Validate;
 use crate::pool::PoolLayout;
 use crate::variants::CHANNEL_GROUP;
+use std::ptr::null_mut;
 
 /// Tokens of one head that a warp takes: `kTileRows` of the kernels.
 const TILE_ROWS: usize = 16;
@@ -99,19 +100,20 @@ pub(crate) fn append(device: &Device, stream: Stream, args: &Append<'_>) -> Resu
     let slots = device.read("slots", &args.slots, tokens)?;
     let sequence = device.read_optional("sequence", sequence, tokens)?;
     let tokens = int32("tokens", tokens)?;
-    let launch = |sides: [&Side; 2], rows: u32| -> Result<()> {
+    // Launches the first of the sides, or both; kernels look at the centres of both to judge a sequence.
+    let launch = |sides: [&Side; 2], rows: u32, count: bool| -> Result<()> {
         let params = AppendParams {
             side: sides.map(|side| side.params),
             slots,
             sequence,
-            errors: device.counter(Counter::Append),
+            errors: if count { device.counter(Counter::Append) } else { null_mut() },
             num_slots: int64("pool", num_slots)?,
             tokens,
             heads: int32("kv_heads", layout.kv_heads)?,
             page_tokens: int32("page_tokens", layout.format.page_tokens())?,
             reserved: 0,
         };
-        let weighted = sides.iter().any(|side| side.weighted);
+        let weighted = sides[..rows as usize].iter().any(|side| side.weighted);
         let family = if weighted { Family::AppendWeighted } else { Family::Append };
         let kernel = Kernel::Typed(family, sides[0].dtype, sides[0].dim);
         // SAFETY: every pointer was checked to reach as far as tokens, heads and strides go, and views promise the
@@ -119,8 +121,13 @@ pub(crate) fn append(device: &Device, stream: Stream, args: &Append<'_>) -> Resu
         unsafe { device.kernels.launch(kernel, warps(units, rows), stream, &params) }
     };
     match (&k, &v) {
-        (Some(k), Some(v)) if (k.dtype, k.dim) == (v.dtype, v.dim) => launch([k, v], 2),
-        _ => [&k, &v].into_iter().flatten().try_for_each(|side| launch([side, side], 1)),
+        (Some(k), Some(v)) if (k.dtype, k.dim) == (v.dtype, v.dim) => launch([k, v], 2, true),
+        (Some(k), Some(v)) => {
+            launch([k, v], 1, true)?;
+            launch([v, k], 1, false)
+        }
+        (Some(side), None) | (None, Some(side)) => launch([side, side], 1, true),
+        (None, None) => Ok(()),
     }
 }
 

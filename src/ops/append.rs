@@ -33,7 +33,7 @@ pub struct Append<'a> {
     /// Values.
     pub v: Option<AppendSide<'a>>,
     /// Slot of each token, i64 `[tokens]`: `page * page_tokens + offset`, or -1 to skip the token.
-    /// A slot given twice keeps the later token.
+    /// A slot given twice keeps the later token on the CPU; on CUDA slots must be distinct, else such a row is a mixture.
     pub slots: Mem<'a>,
     /// Sequence of each token, i32 `[tokens]`: row of a per-sequence centre. Required when a centre has `batch > 1`,
     /// else not read; neither is the entry of a skipped token.

@@ -57,6 +57,13 @@ pub fn coarse(x: f64) -> f64 {
     if x.abs() < 2f64.powi(-14) { 0.0 } else { x }
 }
 
+/// Slots for `context`: on CUDA they must be distinct, so tokens whose slot comes again later are skipped, which is what
+/// the CPU makes of them.
+pub fn distinct_slots(context: &Context, slots: &[i64]) -> Vec<i64> {
+    let again = |i: usize| is_cuda(context) && slots[i + 1..].contains(&slots[i]);
+    slots.iter().enumerate().map(|(i, &slot)| if again(i) { -1 } else { slot }).collect()
+}
+
 pub fn is_cuda(context: &Context) -> bool {
     context.backend() == Backend::Cuda
 }

@@ -47,7 +47,7 @@ fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) ->
             let rows: Vec<Row> = of_page.clone().map(|t| row(t, h)).collect();
             let total: usize = rows.iter().map(Row::kept).sum();
             needed.push(total as u32);
-            match reference::page(&format, &rows, 0xFF) {
+            match reference::page(&format, &rows, 0) {
                 Some(bytes) if (page as usize) < pool.layout.num_pages => {
                     // Past the last value a page holds what it held before.
                     let written = format.values_offset() + 2 * total;
