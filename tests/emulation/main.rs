@@ -17,6 +17,7 @@ mod common;
 
 mod append;
 mod attend;
+mod cache;
 mod compress;
 mod emulator;
 mod merge;

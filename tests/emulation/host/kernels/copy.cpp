@@ -1,0 +1,5 @@
+#include "kernels/copy.cu"
+
+#include "registry.h"
+
+EMULATE(mustafar::CopyParams, mst_copy)

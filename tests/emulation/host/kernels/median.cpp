@@ -1,0 +1,5 @@
+#include "kernels/median.cu"
+
+#include "registry.h"
+
+EMULATE(mustafar::MedianParams, mst_median)
