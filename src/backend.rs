@@ -37,7 +37,7 @@ enum Target {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Run<'a> {
     Cpu(Cpu),
-    Cuda(&'a Device),
+    Cuda(&'a Arc<Device>),
 }
 
 /// A backend ready to run ops. Immutable after creation: share it between threads freely.

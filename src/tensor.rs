@@ -178,14 +178,6 @@ impl Tensor<'_> {
     }
 }
 
-impl TensorMut<'_> {
-    /// As [`Tensor::tokens`].
-    pub(crate) fn tokens(self, argument: &'static str, b: usize, from: usize, to: usize) -> Result<Self> {
-        let (shape, offset) = self.shape.tokens(b, from, to);
-        Ok(Self { mem: self.mem.skip(argument, offset * self.dtype.bytes())?, shape, dtype: self.dtype })
-    }
-}
-
 impl<'a> Tensor<'a> {
     /// The elements for reading on the host; `T` must be the dtype's element type.
     pub(crate) fn rows<T: Element>(&self, argument: &'static str) -> Result<Rows<'a, T>> {

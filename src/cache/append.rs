@@ -1,13 +1,13 @@
 //! Appending: new tokens to sinks and window, and whole groups to pages once the window is full.
 
+use super::copy::Place;
 use super::sequences::{Progress, Sequence};
 use super::{Cache, CenterMode, SequenceId};
-use crate::backend::Run;
-use crate::backend::Stream;
+use crate::backend::{Run, Stream};
 use crate::cpu::median::median;
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
-use crate::mem::Mem;
 use crate::ops::{self, Append, AppendSide, Center};
 use crate::pool::PagePoolMut;
 use crate::tensor::Tensor;
@@ -63,6 +63,19 @@ impl Cache {
         k: Tensor<'_>,
         v: Tensor<'_>,
     ) -> Result<()> {
+        let appended = self.append_checked(stream, layer, sequences, k, v);
+        let sent = self.staging.finish(stream);
+        appended.and(sent)
+    }
+
+    fn append_checked(
+        &mut self,
+        stream: Stream,
+        layer: usize,
+        sequences: &[SequenceId],
+        k: Tensor<'_>,
+        v: Tensor<'_>,
+    ) -> Result<()> {
         stream.check(&self.context)?;
         self.check_layer(layer)?;
         self.sequences.check(sequences)?;
@@ -94,10 +107,8 @@ impl Cache {
             }
             return Err(error);
         }
-        for (b, (plan, &id)) in plans.iter().zip(sequences).enumerate() {
-            self.commit(layer, plan, id, b, k, v)?;
-        }
-        Ok(())
+        self.store(stream, layer, &plans, [k, v])?;
+        plans.iter().zip(sequences).try_for_each(|(plan, &id)| self.commit(layer, plan, id, k.shape.tokens))
     }
 
     fn check_tokens(
@@ -115,7 +126,10 @@ impl Cache {
             let allowed = format!("[{sequences}, 0 to {}, {heads}, {dim}] {}", i32::MAX, format.dtype());
             return Err(Error::invalid(argument, found, allowed));
         }
-        x.rows::<u16>(argument).map(|_| ())
+        match self.context.run() {
+            Run::Cpu(_) => x.rows::<u16>(argument).map(|_| ()),
+            Run::Cuda(device) => device.check_tensor(argument, x),
+        }
     }
 
     fn plan(&self, layer: usize, sequence: &Sequence, tokens: usize) -> Plan {
@@ -180,10 +194,11 @@ impl Cache {
             for layer in 0..self.config.layers {
                 let first = layer * self.geometry.layer_pages;
                 self.pool.copy_within(
+                    stream,
                     first + from as usize * bytes,
                     first + target.page as usize * bytes,
                     bytes,
-                );
+                )?;
             }
         }
 
@@ -202,12 +217,17 @@ impl Cache {
             [self.windows.v.tensor(layer)?.tokens("v", plan.row, 0, old)?, v.tokens("v", b, from, to)?];
         let center_at = self.geometry.center_at(&self.config, layer, plan.row);
         if self.config.center == CenterMode::Median && plan.before.compressed == 0 {
-            let center = match self.context.run() {
-                Run::Cpu(cpu) => median(cpu.threads, "k", &k_parts)?,
-                Run::Cuda(_) => return Err(Error::Internal { reason: "cache on CUDA".to_owned() }),
-            };
-            let bytes: Vec<u8> = center.into_iter().flat_map(f32::to_ne_bytes).collect();
-            self.centers.write(center_at, &bytes);
+            match self.context.run() {
+                Run::Cpu(cpu) => {
+                    let center = median(cpu.threads, "k", &k_parts)?;
+                    let bytes: Vec<u8> = center.into_iter().flat_map(f32::to_ne_bytes).collect();
+                    self.centers.write(center_at, &bytes)?;
+                }
+                Run::Cuda(device) => {
+                    let out = self.centers.mem_mut().skip("center", center_at)?;
+                    cuda::median(device, stream, &k_parts, out)?;
+                }
+            }
         }
         let center = match self.config.center {
             CenterMode::None => None,
@@ -225,7 +245,7 @@ impl Cache {
             let args = Append {
                 k: Some(AppendSide { x: k, pool: k_pool, weights: None, center }),
                 v: Some(AppendSide { x: v, pool: v_pool, weights: None, center: None }),
-                slots: Mem::host(slots),
+                slots: self.staging.send(stream, slots)?,
                 sequence: None,
             };
             ops::append(&self.context, stream, args)?;
@@ -233,31 +253,38 @@ impl Cache {
         Ok(())
     }
 
-    /// Makes one sequence hold what `plan` says. The pages are written.
-    fn commit(
-        &mut self,
-        layer: usize,
-        plan: &Plan,
-        id: SequenceId,
-        b: usize,
-        k: Tensor<'_>,
-        v: Tensor<'_>,
-    ) -> Result<()> {
-        let tokens = k.shape.tokens;
-        let new = |from, to| -> Result<_> { Ok([k.tokens("k", b, from, to)?, v.tokens("v", b, from, to)?]) };
-        if plan.sinks > 0 {
-            let at = plan.before.sinks(&self.config);
-            self.sinks.store(layer, plan.row, at, new(0, plan.sinks)?)?;
+    /// Moves what stays dense to where `plans` wants it: sequence b of the batch has plan b.
+    fn store(&mut self, stream: Stream, layer: usize, plans: &[Plan], new: [Tensor<'_>; 2]) -> Result<()> {
+        let tokens = new[0].shape.tokens;
+        let mut to_sinks = Vec::new();
+        let mut to_window = Vec::new();
+        for (b, plan) in plans.iter().enumerate() {
+            let old = plan.old_tokens();
+            if old > 0 {
+                self.windows.drop_front(stream, layer, plan.row, old, plan.window)?;
+            }
+            let place = |from_token, to_token, tokens| Place {
+                from_row: b,
+                from_token,
+                to_row: plan.row,
+                to_token,
+                tokens,
+            };
+            if plan.sinks > 0 {
+                to_sinks.push(place(0, plan.before.sinks(&self.config), plan.sinks));
+            }
+            let (_, rest) = plan.new_tokens();
+            if rest < tokens {
+                to_window.push(place(rest, plan.window - old, tokens - rest));
+            }
         }
-        let old = plan.old_tokens();
-        if old > 0 {
-            self.windows.drop_front(layer, plan.row, old, plan.window);
-        }
-        let (_, rest) = plan.new_tokens();
-        if rest < tokens {
-            self.windows.store(layer, plan.row, plan.window - old, new(rest, tokens)?)?;
-        }
+        let Self { context, staging, sinks, windows, .. } = self;
+        sinks.store(context, staging, stream, layer, new, &to_sinks)?;
+        windows.store(context, staging, stream, layer, new, &to_window)
+    }
 
+    /// Makes one sequence hold what `plan` says. Everything is written.
+    fn commit(&mut self, layer: usize, plan: &Plan, id: SequenceId, tokens: usize) -> Result<()> {
         let sequence = self.sequences.get_mut("sequences", id)?;
         for (i, target) in (plan.first_page..).zip(&plan.pages) {
             match target.replaces {

@@ -1,10 +1,11 @@
 //! Attention over a batch of sequences of one layer.
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Staging};
 use super::config::{CacheConfig, CenterMode, Geometry};
+use super::copy::{Place, copy_tokens};
 use super::dense::DenseTokens;
 use super::{Cache, CacheAttend, SequenceId};
-use crate::backend::Stream;
+use crate::backend::{Backend, Context, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
@@ -14,6 +15,15 @@ use crate::tensor::{Shape, Tensor, TensorMut};
 
 /// Query tokens per sequence that the workspace is planned for.
 const PLANNED_QUERIES: usize = 16;
+
+/// Tokens of a work item on CUDA. Fixed, since a sequence must give the same bits alone and in any batch; small enough
+/// to spread one sequence over a GPU, large enough to cost a full batch little.
+const CUDA_SPLIT: usize = 1024;
+
+fn split_tokens(context: &Context) -> Option<usize> {
+    // On the CPU the default is fixed already.
+    (context.backend() == Backend::Cuda).then_some(CUDA_SPLIT)
+}
 
 /// Arrays that the ops read during one call, kept for the next.
 #[derive(Debug, Default)]
@@ -29,8 +39,29 @@ pub(super) struct Scratch {
     sinks: Vec<i32>,
     compressed: Vec<i32>,
     window: Vec<i32>,
-    /// Centres `[batch, kv_heads, head_dim]`, if the cache has any.
-    centers: Vec<f32>,
+}
+
+/// The arrays of [`Scratch`] where the ops read them.
+struct Arrays<'a> {
+    table: Mem<'a>,
+    table_stride: usize,
+    rows: Mem<'a>,
+    sinks: Mem<'a>,
+    compressed: Mem<'a>,
+    window: Mem<'a>,
+}
+
+impl Scratch {
+    fn send(&self, staging: &mut Staging, stream: Stream) -> Result<Arrays<'_>> {
+        Ok(Arrays {
+            table: staging.send(stream, &self.table)?,
+            table_stride: self.table_stride,
+            rows: staging.send(stream, &self.rows)?,
+            sinks: staging.send(stream, &self.sinks)?,
+            compressed: staging.send(stream, &self.compressed)?,
+            window: staging.send(stream, &self.window)?,
+        })
+    }
 }
 
 /// The buffers an attention reads.
@@ -40,6 +71,8 @@ struct Memory<'a> {
     pool: &'a Buffer,
     windows: &'a DenseTokens,
     sinks: &'a DenseTokens,
+    centers: &'a Buffer,
+    split_tokens: Option<usize>,
 }
 
 /// What a caller chooses.
@@ -54,6 +87,12 @@ struct Query<'a> {
 
 impl Cache {
     pub(super) fn attend_batch(&mut self, stream: Stream, args: CacheAttend<'_>) -> Result<()> {
+        let attended = self.attend_checked(stream, args);
+        let sent = self.staging.finish(stream);
+        attended.and(sent)
+    }
+
+    fn attend_checked(&mut self, stream: Stream, args: CacheAttend<'_>) -> Result<()> {
         let CacheAttend { layer, sequences, q, scale, softcap, sliding_window, out, lse } = args;
         stream.check(&self.context)?;
         self.check_layer(layer)?;
@@ -63,11 +102,14 @@ impl Cache {
             return Err(Error::invalid("q.tokens", q.shape.tokens, allowed));
         }
         self.gather(layer, sequences)?;
+        self.gather_centers(stream, layer)?;
         let Self { context, config, geometry, pool, windows, sinks, scratch, workspace, .. } = self;
-        let memory = Memory { config, geometry, pool, windows, sinks };
+        let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
+        let memory = Memory { config, geometry, pool, windows, sinks, centers, split_tokens };
         let query = Query { q, scale, softcap, sliding_window, out, lse };
         let max_len = scratch.compressed.iter().max().map_or(0, |&n| n as usize);
-        let args = memory.attend(layer, sequences.len(), max_len, scratch, query)?;
+        let arrays = scratch.send(&mut self.staging, stream)?;
+        let args = memory.attend(layer, sequences.len(), max_len, &arrays, query)?;
         let needed = ops::attend_workspace(context, &args)?;
         if needed > workspace.len() {
             *workspace = Buffer::zeroed(context, needed)?;
@@ -79,8 +121,10 @@ impl Cache {
     /// one sequence that has them all.
     pub(super) fn planned_workspace(&self) -> Result<usize> {
         let Self { context, config, geometry, pool, windows, sinks, .. } = self;
-        let memory = Memory { config, geometry, pool, windows, sinks };
+        let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
+        let memory = Memory { config, geometry, pool, windows, sinks, centers, split_tokens };
         let scratch = Scratch { table_stride: geometry.num_pages, ..Scratch::default() };
+        let arrays = scratch.send(&mut Staging::Host, Stream::NONE)?;
         let tokens = geometry.num_pages * config.k.page_tokens();
         let needed = |batch: usize| {
             let shape = |dim| Shape::contiguous(1, batch * PLANNED_QUERIES, config.q_heads, dim);
@@ -90,7 +134,7 @@ impl Cache {
             let out = shape(config.v.head_dim())?;
             let out = TensorMut { mem: MemMut::host::<f32>(&mut []), dtype: DType::F32, shape: out };
             let query = Query { q, scale: None, softcap: None, sliding_window: None, out, lse: None };
-            let args = memory.attend(0, batch, tokens.div_ceil(batch), &scratch, query)?;
+            let args = memory.attend(0, batch, tokens.div_ceil(batch), &arrays, query)?;
             ops::attend_workspace(context, &args)
         };
         Ok(needed(1)?.max(needed(config.max_sequences)?))
@@ -98,7 +142,7 @@ impl Cache {
 
     /// Fills the scratch arrays for a batch.
     fn gather(&mut self, layer: usize, sequences: &[SequenceId]) -> Result<()> {
-        let Self { config, geometry, scratch, sequences: table, centers, .. } = self;
+        let Self { config, scratch, sequences: table, .. } = self;
         let page_tokens = config.k.page_tokens();
         let live = sequences.iter().map(|&id| table.get("sequences", id)).collect::<Result<Vec<_>>>()?;
         let pages = |s: &super::sequences::Sequence| s.layers[layer].compressed.div_ceil(page_tokens);
@@ -107,7 +151,6 @@ impl Cache {
         for list in [&mut scratch.rows, &mut scratch.sinks, &mut scratch.compressed, &mut scratch.window] {
             list.clear();
         }
-        scratch.centers.clear();
         for (b, sequence) in live.into_iter().enumerate() {
             let progress = sequence.layers[layer];
             scratch.table.extend(sequence.pages[..pages(sequence)].iter().map(|&page| page as i32));
@@ -117,14 +160,31 @@ impl Cache {
             scratch.sinks.push(progress.sinks(config) as i32);
             scratch.compressed.push(progress.compressed as i32);
             scratch.window.push(progress.window(config) as i32);
-            if config.center == CenterMode::Median {
-                let at = geometry.center_at(config, layer, sequence.row);
-                let count = geometry.center / size_of::<f32>();
-                let center = centers.mem().skip("center", at)?.slice::<f32>("center", count)?;
-                scratch.centers.extend_from_slice(center);
-            }
         }
         Ok(())
+    }
+
+    /// Brings the centres of the batch, whose rows are in the scratch arrays, together.
+    fn gather_centers(&mut self, stream: Stream, layer: usize) -> Result<()> {
+        if self.config.center == CenterMode::None {
+            return Ok(());
+        }
+        let (config, rows) = (&self.config, &self.scratch.rows);
+        // float32 centres, as the 16-bit halves that tokens are copied in.
+        let shape = |rows| Shape::contiguous(rows, 1, config.kv_heads, 2 * config.k.head_dim());
+        let from = shape(config.layers * config.max_sequences)?;
+        let from = Tensor::new("centers", self.centers.mem(), DType::F16, from)?;
+        let to = shape(config.max_sequences)?;
+        let to = TensorMut::new("centers", self.batch_centers.mem_mut(), DType::F16, to)?;
+        let place = |(to_row, &row): (usize, &i32)| Place {
+            from_row: layer * config.max_sequences + row as usize,
+            from_token: 0,
+            to_row,
+            to_token: 0,
+            tokens: 1,
+        };
+        let places: Vec<Place> = rows.iter().enumerate().map(place).collect();
+        copy_tokens(&self.context, &mut self.staging, stream, &mut [(from, to)], &places)
     }
 }
 
@@ -134,27 +194,26 @@ impl<'a> Memory<'a> {
         layer: usize,
         batch: usize,
         max_len: usize,
-        scratch: &'a Scratch,
+        arrays: &Arrays<'a>,
         query: Query<'a>,
     ) -> Result<Attend<'a>> {
-        let rows = Mem::host(&scratch.rows[..]);
-        let dense = |tokens: &'a DenseTokens, lens: &'a Vec<i32>| -> Result<_> {
+        let dense = |tokens: &'a DenseTokens, lens: Mem<'a>| -> Result<_> {
             let (k, v) = (tokens.k.tensor(layer)?, tokens.v.tensor(layer)?);
-            Ok(Dense { k, v, lens: Mem::host(&lens[..]), rows: Some(rows) })
+            Ok(Dense { k, v, lens, rows: Some(arrays.rows) })
         };
         let mem = self.pool.mem().skip("pages", layer * self.geometry.layer_pages)?;
         let (k, v) = PagePool::pair("pages", mem, self.geometry.layouts)?;
         let sequences = Sequences {
             batch,
-            table: Some(Mem::host(&scratch.table[..])),
-            table_stride: scratch.table_stride,
-            lens: Mem::host(&scratch.compressed[..]),
+            table: Some(arrays.table),
+            table_stride: arrays.table_stride,
+            lens: arrays.compressed,
             lens_per_head: false,
             max_len,
         };
         let k_center = match self.config.center {
             CenterMode::None => None,
-            CenterMode::Median => Some(Center { values: Mem::host(&scratch.centers[..]), batch }),
+            CenterMode::Median => Some(Center { values: self.centers.mem(), batch }),
         };
         let Query { q, scale, softcap, sliding_window, out, lse } = query;
         Ok(Attend {
@@ -162,14 +221,14 @@ impl<'a> Memory<'a> {
             batch,
             q_indptr: None,
             max_q_len: q.shape.tokens / batch,
-            sinks: if self.config.sinks > 0 { Some(dense(self.sinks, &scratch.sinks)?) } else { None },
+            sinks: if self.config.sinks > 0 { Some(dense(self.sinks, arrays.sinks)?) } else { None },
             compressed: Some(Compressed { k, v, sequences, k_center }),
-            window: Some(dense(self.windows, &scratch.window)?),
+            window: Some(dense(self.windows, arrays.window)?),
             first: None,
             scale,
             softcap,
             sliding_window,
-            split_tokens: None,
+            split_tokens: self.split_tokens,
             out,
             lse,
         })

@@ -1,46 +1,110 @@
-//! The memory a cache owns. The one place that knows where it lies: another backend adds its own kind here.
+//! The memory a cache owns, and the way of its small arrays to the ops: the one place that knows where things lie.
 
-use crate::backend::{Backend, Context};
+use crate::backend::{Context, Run, Stream};
+use crate::cuda::{DeviceBuffer, Uploads};
 use crate::error::Result;
-use crate::mem::{HostBuffer, Mem, MemMut};
+use crate::mem::{Element, HostBuffer, Mem, MemMut};
 
 /// Zeroed bytes of fixed length, readable and writable by the ops of the context they were made for.
 #[derive(Debug)]
-pub(super) struct Buffer {
-    memory: HostBuffer,
+pub(super) enum Buffer {
+    Host(HostBuffer),
+    Device(DeviceBuffer),
 }
 
 impl Buffer {
     pub(super) fn zeroed(context: &Context, bytes: usize) -> Result<Self> {
-        match context.backend() {
-            Backend::Cpu => Ok(Self { memory: HostBuffer::zeroed(bytes)? }),
-            Backend::Cuda => Err(crate::Error::unsupported("context", context, "the CPU backend")),
-        }
+        Ok(match context.run() {
+            Run::Cpu(_) => Self::Host(HostBuffer::zeroed(bytes)?),
+            Run::Cuda(device) => Self::Device(DeviceBuffer::zeroed(device, bytes)?),
+        })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.memory.len()
+        match self {
+            Self::Host(memory) => memory.len(),
+            Self::Device(memory) => memory.len(),
+        }
     }
 
     pub(super) fn mem(&self) -> Mem<'_> {
-        Mem::host(self.memory.bytes())
+        match self {
+            Self::Host(memory) => Mem::host(memory.bytes()),
+            Self::Device(memory) => memory.mem(),
+        }
     }
 
     pub(super) fn mem_mut(&mut self) -> MemMut<'_> {
-        MemMut::host(self.memory.bytes_mut())
+        match self {
+            Self::Host(memory) => MemMut::host(memory.bytes_mut()),
+            Self::Device(memory) => memory.mem_mut(),
+        }
     }
 
-    /// Moves `bytes` bytes inside the buffer; the ranges may overlap.
-    pub(super) fn copy_within(&mut self, from: usize, to: usize, bytes: usize) {
-        self.memory.bytes_mut().copy_within(from..from + bytes, to);
+    /// Moves `bytes` bytes inside the buffer, in the order of the stream. The ranges may overlap if `to` is below
+    /// `from`.
+    pub(super) fn copy_within(&mut self, stream: Stream, from: usize, to: usize, bytes: usize) -> Result<()> {
+        match self {
+            Self::Host(memory) => {
+                memory.bytes_mut().copy_within(from..from + bytes, to);
+                Ok(())
+            }
+            Self::Device(memory) => memory.copy_within(stream, from, to, bytes),
+        }
     }
 
-    /// Appends bytes of the buffer to a host vector.
-    pub(super) fn read(&self, at: usize, bytes: usize, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.memory.bytes()[at..at + bytes]);
+    /// Appends bytes of the buffer to a host vector; waits for the device.
+    pub(super) fn read(&self, at: usize, bytes: usize, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Host(memory) => {
+                out.extend_from_slice(&memory.bytes()[at..at + bytes]);
+                Ok(())
+            }
+            Self::Device(memory) => memory.read(at, bytes, out),
+        }
     }
 
-    pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
-        self.memory.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    /// Waits for the device.
+    pub(super) fn write(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Host(memory) => {
+                memory.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+            Self::Device(memory) => memory.write(at, bytes),
+        }
+    }
+}
+
+/// How arrays that a cache makes on the host reach the ops of a call.
+#[derive(Debug)]
+pub(super) enum Staging {
+    /// They read them where they are.
+    Host,
+    Device(Uploads),
+}
+
+impl Staging {
+    pub(super) fn new(context: &Context) -> Self {
+        match context.run() {
+            Run::Cpu(_) => Self::Host,
+            Run::Cuda(device) => Self::Device(Uploads::new(device)),
+        }
+    }
+
+    /// A view for the ops up to the next [`Staging::finish`].
+    pub(super) fn send<'a, T: Element>(&mut self, stream: Stream, values: &'a [T]) -> Result<Mem<'a>> {
+        match self {
+            Self::Host => Ok(Mem::host(values)),
+            Self::Device(uploads) => uploads.send(stream, values),
+        }
+    }
+
+    /// Ends a call, whose ops have been submitted.
+    pub(super) fn finish(&mut self, stream: Stream) -> Result<()> {
+        match self {
+            Self::Host => Ok(()),
+            Self::Device(uploads) => uploads.finish(stream),
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Dense tokens of all layers and sequences: the windows, and the sinks.
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Staging};
 use super::config::CacheConfig;
-use crate::backend::Context;
+use super::copy::{Place, copy_tokens};
+use crate::backend::{Context, Stream};
 use crate::error::Result;
 use crate::format::PageFormat;
 use crate::tensor::{Shape, Tensor, TensorMut};
@@ -41,47 +42,64 @@ impl DenseTokens {
         [&mut self.k, &mut self.v]
     }
 
-    /// Copies K and V tokens (batch 1) into a row from token `at` on.
+    /// Copies runs of the caller's tokens, K and V, into rows of a layer.
     pub(super) fn store(
         &mut self,
+        context: &Context,
+        staging: &mut Staging,
+        stream: Stream,
         layer: usize,
-        row: usize,
-        at: usize,
         [k, v]: [Tensor<'_>; 2],
+        places: &[Place],
     ) -> Result<()> {
-        self.k.store(layer, row, at, k)?;
-        self.v.store(layer, row, at, v)
+        if places.is_empty() {
+            return Ok(());
+        }
+        let mut sides = [(k, self.k.tensor_mut(layer)?), (v, self.v.tensor_mut(layer)?)];
+        copy_tokens(context, staging, stream, &mut sides, places)
     }
 
     /// Drops the first `drop` of a row's `len` tokens.
-    pub(super) fn drop_front(&mut self, layer: usize, row: usize, drop: usize, len: usize) {
-        for side in self.sides_mut() {
+    pub(super) fn drop_front(
+        &mut self,
+        stream: Stream,
+        layer: usize,
+        row: usize,
+        drop: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.sides_mut().into_iter().try_for_each(|side| {
             let (start, token) = (side.at(layer, row), side.token_bytes());
-            side.buffer.copy_within(start + drop * token, start, (len - drop) * token);
-        }
+            side.buffer.copy_within(stream, start + drop * token, start, (len - drop) * token)
+        })
     }
 
     /// Copies the first `len` tokens of one row to another.
-    pub(super) fn copy_row(&mut self, layer: usize, from: usize, to: usize, len: usize) {
-        for side in self.sides_mut() {
+    pub(super) fn copy_row(
+        &mut self,
+        stream: Stream,
+        layer: usize,
+        from: usize,
+        to: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.sides_mut().into_iter().try_for_each(|side| {
             let bytes = len * side.token_bytes();
-            side.buffer.copy_within(side.at(layer, from), side.at(layer, to), bytes);
-        }
+            side.buffer.copy_within(stream, side.at(layer, from), side.at(layer, to), bytes)
+        })
     }
 
     /// Appends the first `len` tokens of a row: all K, then all V.
-    pub(super) fn read(&self, layer: usize, row: usize, len: usize, out: &mut Vec<u8>) {
-        for side in [&self.k, &self.v] {
-            side.buffer.read(side.at(layer, row), len * side.token_bytes(), out);
-        }
+    pub(super) fn read(&self, layer: usize, row: usize, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let mut sides = [&self.k, &self.v].into_iter();
+        sides.try_for_each(|side| side.buffer.read(side.at(layer, row), len * side.token_bytes(), out))
     }
 
     /// Stores what [`DenseTokens::read`] gave.
-    pub(super) fn write(&mut self, layer: usize, row: usize, len: usize, bytes: &[u8]) {
+    pub(super) fn write(&mut self, layer: usize, row: usize, len: usize, bytes: &[u8]) -> Result<()> {
         let (k, v) = bytes.split_at(len * self.k.token_bytes());
-        for (side, bytes) in self.sides_mut().into_iter().zip([k, v]) {
-            side.buffer.write(side.at(layer, row), bytes);
-        }
+        let mut sides = self.sides_mut().into_iter().zip([k, v]);
+        sides.try_for_each(|(side, bytes)| side.buffer.write(side.at(layer, row), bytes))
     }
 }
 
@@ -114,25 +132,9 @@ impl Side {
         Tensor::new(self.argument, mem, self.format.dtype(), self.shape)
     }
 
-    fn store(&mut self, layer: usize, row: usize, at: usize, x: Tensor<'_>) -> Result<()> {
+    fn tensor_mut(&mut self, layer: usize) -> Result<TensorMut<'_>> {
         let first = self.at(layer, 0);
         let mem = self.buffer.mem_mut().skip(self.argument, first)?;
-        let rows = TensorMut::new(self.argument, mem, self.format.dtype(), self.shape)?;
-        copy_tokens(self.argument, x, rows.tokens(self.argument, row, at, at + x.shape.tokens)?)
+        TensorMut::new(self.argument, mem, self.format.dtype(), self.shape)
     }
-}
-
-/// Copies tensors of 16-bit elements of the same type and sizes.
-fn copy_tokens(argument: &'static str, from: Tensor<'_>, mut to: TensorMut<'_>) -> Result<()> {
-    let from = from.rows::<u16>(argument)?;
-    let shape = from.shape;
-    let mut to = to.rows_mut::<u16>(argument)?;
-    for b in 0..shape.batch {
-        for t in 0..shape.tokens {
-            for h in 0..shape.heads {
-                to.row_mut(b, t, h).copy_from_slice(from.row(b, t, h));
-            }
-        }
-    }
-    Ok(())
 }

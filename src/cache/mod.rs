@@ -52,18 +52,20 @@ mod append;
 mod attend;
 mod buffer;
 mod config;
+mod copy;
 mod dense;
 mod pages;
 mod sequences;
 mod snapshot;
 
 pub use config::{CacheConfig, CenterMode};
+pub(crate) use copy::Place;
 
-use crate::backend::{Context, Stream};
+use crate::backend::{Context, Run, Stream};
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorMut};
 use attend::Scratch;
-use buffer::Buffer;
+use buffer::{Buffer, Staging};
 use config::Geometry;
 use dense::DenseTokens;
 use pages::Pages;
@@ -114,8 +116,11 @@ pub struct Cache {
     windows: DenseTokens,
     sinks: DenseTokens,
     centers: Buffer,
+    /// Those of the batch that attends, `[max_sequences]`.
+    batch_centers: Buffer,
     workspace: Buffer,
     scratch: Scratch,
+    staging: Staging,
 }
 
 /// Arguments of [`Cache::attend`]: `sequences.len()` sequences with `total_q / sequences.len()` queries each.
@@ -159,8 +164,10 @@ impl Cache {
             windows: dense(["window.k", "window.v"], config.window + config.group)?,
             sinks: dense(["sinks.k", "sinks.v"], config.sinks)?,
             centers: Buffer::zeroed(context, geometry.centers)?,
+            batch_centers: Buffer::zeroed(context, config.max_sequences * geometry.center)?,
             workspace: Buffer::zeroed(context, 0)?,
             scratch: Scratch::default(),
+            staging: Staging::new(context),
             context: context.clone(),
             geometry,
             config,
@@ -253,13 +260,15 @@ impl Cache {
         for page in pages {
             self.pages.retain(page);
         }
+        self.synchronize()?;
         let to = self.sequences.get("sequence", id)?.row;
         for (layer, progress) in layers.into_iter().enumerate() {
-            self.sinks.copy_row(layer, from, to, progress.sinks(&self.config));
-            self.windows.copy_row(layer, from, to, progress.window(&self.config));
+            self.sinks.copy_row(Stream::NONE, layer, from, to, progress.sinks(&self.config))?;
+            self.windows.copy_row(Stream::NONE, layer, from, to, progress.window(&self.config))?;
             let center = |row| self.geometry.center_at(&self.config, layer, row);
-            self.centers.copy_within(center(from), center(to), self.geometry.center);
+            self.centers.copy_within(Stream::NONE, center(from), center(to), self.geometry.center)?;
         }
+        self.synchronize()?;
         Ok(id)
     }
 
@@ -312,7 +321,11 @@ impl Cache {
             }
         });
         let pages = self.pages.in_use() * self.config.layers * self.geometry.page;
-        CacheBytes { pages, allocated: self.geometry.total + self.workspace.len(), ..all }
+        CacheBytes {
+            pages,
+            allocated: self.geometry.total + self.batch_centers.len() + self.workspace.len(),
+            ..all
+        }
     }
 
     /// What one sequence holds; shared pages count in full.
@@ -346,6 +359,14 @@ impl Cache {
     /// [`crate::Error::CorruptData`] for damaged bytes, [`crate::Error::CacheFull`].
     pub fn restore(&mut self, snapshot: &[u8]) -> Result<SequenceId> {
         self.restore_sequence(snapshot)
+    }
+
+    /// Waits for the device, where calls without a stream touch what earlier ones with a stream have written.
+    fn synchronize(&self) -> Result<()> {
+        match self.context.run() {
+            Run::Cpu(_) => Ok(()),
+            Run::Cuda(device) => device.synchronize(),
+        }
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {

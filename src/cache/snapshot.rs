@@ -93,11 +93,15 @@ impl Cache {
         }
         for (layer, &progress) in sequence.layers.iter().enumerate() {
             if progress.compressed > 0 {
-                self.centers.read(geometry.center_at(config, layer, sequence.row), geometry.center, &mut out);
+                self.centers.read(
+                    geometry.center_at(config, layer, sequence.row),
+                    geometry.center,
+                    &mut out,
+                )?;
             }
-            self.sinks.read(layer, sequence.row, progress.sinks(config), &mut out);
-            self.save_pages(layer, progress.compressed, &sequence.pages, &mut out);
-            self.windows.read(layer, sequence.row, progress.window(config), &mut out);
+            self.sinks.read(layer, sequence.row, progress.sinks(config), &mut out)?;
+            self.save_pages(layer, progress.compressed, &sequence.pages, &mut out)?;
+            self.windows.read(layer, sequence.row, progress.window(config), &mut out)?;
         }
         debug_assert_eq!(out.len() + CRC_BYTES, bytes);
         let crc = crc32fast::hash(&out);
@@ -107,12 +111,12 @@ impl Cache {
 
     /// Appends the pages of one layer; rows past the compressed tokens become zero, so that equal sequences have
     /// equal snapshots and nothing of dropped tokens leaves the process.
-    fn save_pages(&self, layer: usize, compressed: usize, pages: &[u32], out: &mut Vec<u8>) {
+    fn save_pages(&self, layer: usize, compressed: usize, pages: &[u32], out: &mut Vec<u8>) -> Result<()> {
         let page_tokens = self.config.k.page_tokens();
         for (i, &page) in pages[..compressed.div_ceil(page_tokens)].iter().enumerate() {
             let start = out.len();
             let at = layer * self.geometry.layer_pages + page as usize * self.geometry.page;
-            self.pool.read(at, self.geometry.page, out);
+            self.pool.read(at, self.geometry.page, out)?;
             let rows = page_tokens.min(compressed - i * page_tokens);
             for head in out[start..].chunks_exact_mut(self.geometry.layouts.0.head_stride) {
                 let (k, v) = head.split_at_mut(self.config.k.page_bytes());
@@ -120,6 +124,7 @@ impl Cache {
                 self.config.v.clear_rows(v, rows);
             }
         }
+        Ok(())
     }
 
     pub(super) fn restore_sequence(&mut self, snapshot: &[u8]) -> Result<SequenceId> {
@@ -135,12 +140,12 @@ impl Cache {
         let sequence = self.sequences.get("sequence", id)?;
         let row = sequence.row;
         for (layer, bytes) in layers.iter().enumerate() {
-            self.centers.write(self.geometry.center_at(&self.config, layer, row), bytes.center);
-            self.sinks.write(layer, row, bytes.progress.sinks(&self.config), bytes.sinks);
-            self.windows.write(layer, row, bytes.progress.window(&self.config), bytes.window);
+            self.centers.write(self.geometry.center_at(&self.config, layer, row), bytes.center)?;
+            self.sinks.write(layer, row, bytes.progress.sinks(&self.config), bytes.sinks)?;
+            self.windows.write(layer, row, bytes.progress.window(&self.config), bytes.window)?;
             for (&page, bytes) in sequence.pages.iter().zip(bytes.pages.chunks_exact(self.geometry.page)) {
                 let at = layer * self.geometry.layer_pages + page as usize * self.geometry.page;
-                self.pool.write(at, bytes);
+                self.pool.write(at, bytes)?;
             }
         }
         Ok(id)

@@ -74,6 +74,12 @@ impl Device {
         Ok(self.tensor(argument, &view)?.cast_mut())
     }
 
+    /// Refuses a tensor that no op could read.
+    pub(crate) fn check_tensor(&self, argument: &'static str, tensor: &Tensor<'_>) -> Result<()> {
+        let _entered = self.context.enter()?;
+        self.tensor(argument, tensor).map(|_| ())
+    }
+
     /// First page of a pool.
     pub(super) fn pages(
         &self,

@@ -49,6 +49,8 @@ pub(super) enum Kernel {
     Typed(Family, DType, usize),
     Combine,
     Merge,
+    Copy,
+    Median,
 }
 
 /// Query rows of the tiles that attention kernels exist for, smallest first.
@@ -64,7 +66,7 @@ pub(super) fn attend_rows(ragged: bool, dim: usize) -> &'static [u32] {
 impl Kernel {
     fn all() -> Vec<Self> {
         use Family::*;
-        let mut all = vec![Self::Combine, Self::Merge];
+        let mut all = vec![Self::Combine, Self::Merge, Self::Copy, Self::Median];
         for dtype in [DType::F16, DType::Bf16] {
             for dim in HEAD_DIMS {
                 let store =
@@ -86,6 +88,8 @@ impl Kernel {
     fn file(self) -> &'static str {
         match self {
             Self::Combine | Self::Merge => "merge",
+            Self::Copy => "copy",
+            Self::Median => "median",
             Self::Typed(family, dtype, _) => match (family, dtype) {
                 (Family::Append | Family::AppendWeighted, _) => "append",
                 (Family::PruneToken | Family::PruneChannel, _) => "prune",
@@ -108,6 +112,8 @@ impl fmt::Display for Kernel {
         let (family, dtype, dim) = match self {
             Self::Combine => return f.write_str("mst_combine"),
             Self::Merge => return f.write_str("mst_merge"),
+            Self::Copy => return f.write_str("mst_copy"),
+            Self::Median => return f.write_str("mst_median"),
             Self::Typed(family, dtype, dim) => (family, dtype, dim),
         };
         let name = match family {

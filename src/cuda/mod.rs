@@ -6,8 +6,10 @@
 
 mod args;
 mod attend;
+mod cache;
 mod driver;
 mod kernels;
+mod memory;
 mod merge;
 mod params;
 mod plan;
@@ -15,6 +17,8 @@ mod spmv;
 mod store;
 
 pub(crate) use attend::{attend, attend_workspace};
+pub(crate) use cache::{copy_tokens, flat_places, median};
+pub(crate) use memory::{DeviceBuffer, Uploads};
 pub(crate) use merge::merge;
 pub(crate) use spmv::{spmv_key, spmv_value};
 pub(crate) use store::{append, compress, decompress, prune, validate};

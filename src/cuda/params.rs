@@ -267,6 +267,46 @@ structs! {
         num_pages: i32,
         capacity: i32,
     }
+    CopyPlace {
+        from_row: i32,
+        from_token: i32,
+        to_row: i32,
+        to_token: i32,
+        tokens: i32,
+    }
+    CopySide {
+        from: *const u16,
+        to: *mut u16,
+        from_row_stride: i64,
+        from_token_stride: i64,
+        from_head_stride: i64,
+        to_row_stride: i64,
+        to_token_stride: i64,
+        to_head_stride: i64,
+        dim: i32,
+        reserved: i32,
+    }
+    CopyParams {
+        side: [CopySide; 2],
+        places: *const CopyPlace,
+        num_places: i32,
+        max_tokens: i32,
+        heads: i32,
+        reserved: i32,
+    }
+    MedianPart {
+        x: *const u16,
+        token_stride: i64,
+        head_stride: i64,
+        tokens: i32,
+        reserved: i32,
+    }
+    MedianParams {
+        part: [MedianPart; 2],
+        out: *mut f32,
+        dim: i32,
+        dtype: i32,
+    }
 }
 
 macro_rules! kernel_params {
@@ -277,6 +317,7 @@ macro_rules! kernel_params {
 }
 kernel_params!(AppendParams, PruneParams, CompressParams, DecompressParams, ValidateParams);
 kernel_params!(AttendParams, CombineParams, MergeParams, SpmvKeyParams, SpmvValueParams);
+kernel_params!(CopyParams, MedianParams);
 
 #[cfg(test)]
 #[allow(clippy::expect_used, clippy::unwrap_used)]
@@ -288,7 +329,7 @@ mod tests {
     #[test]
     fn the_headers_agree() {
         let mut source = String::from("#include <cstddef>\n");
-        for header in ["store_params.h", "attend_params.h", "spmv_params.h"] {
+        for header in ["store_params.h", "attend_params.h", "spmv_params.h", "cache_params.h"] {
             writeln!(source, "#include \"mustafar/{header}\"").unwrap();
         }
         source.push_str("using namespace mustafar;\n");
