@@ -4,7 +4,7 @@
 mod cache_model;
 mod common;
 
-use cache_model::{Pair, new_cache, part, random_tokens, small_config};
+use cache_model::{Pair, new_cache, pairs, part, random_tokens, small_config};
 use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, foreign_stream};
 use mustafar::{
     Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId, Stream,
@@ -21,25 +21,27 @@ fn a_token_at_a_time_equals_one_call_to_the_bit() {
     let config = CacheConfig { max_tokens: 3 * 150, ..small_config() };
     let mut rng = Rng::new(1);
     for tokens in [1, 3, 4, 39, 40, 41, 71, 72, 73, 150] {
-        let mut pair = Pair::new(&config);
-        let (whole, single, split) = (pair.create(), pair.create(), pair.create());
-        for layer in 0..config.layers {
-            let (k, v) = random_tokens(&mut rng, &config, 1, tokens);
-            assert!(pair.append(layer, &[whole], &k, &v));
-            for t in 0..tokens {
-                assert!(pair.append(layer, &[single], &part(&k, t, t + 1), &part(&v, t, t + 1)));
+        for mut pair in pairs(&config) {
+            let config = pair.model.config.clone();
+            let (whole, single, split) = (pair.create(), pair.create(), pair.create());
+            for layer in 0..config.layers {
+                let (k, v) = random_tokens(&mut rng, &config, 1, tokens);
+                assert!(pair.append(layer, &[whole], &k, &v));
+                for t in 0..tokens {
+                    assert!(pair.append(layer, &[single], &part(&k, t, t + 1), &part(&v, t, t + 1)));
+                }
+                let mut at = 0;
+                while at < tokens {
+                    let to = (at + rng.below(60)).min(tokens); // empty parts too
+                    assert!(pair.append(layer, &[split], &part(&k, at, to), &part(&v, at, to)));
+                    at = to;
+                }
+                assert_eq!(pair.cache.len(layer, whole).unwrap(), (tokens, compressed(&config, tokens)));
             }
-            let mut at = 0;
-            while at < tokens {
-                let to = (at + rng.below(60)).min(tokens); // empty parts too
-                assert!(pair.append(layer, &[split], &part(&k, at, to), &part(&v, at, to)));
-                at = to;
-            }
-            assert_eq!(pair.cache.len(layer, whole).unwrap(), (tokens, compressed(&config, tokens)));
+            let snapshots = [whole, single, split].map(|id| pair.cache.save(id).unwrap());
+            assert!(snapshots[0] == snapshots[1] && snapshots[0] == snapshots[2], "{tokens} tokens");
+            pair.model.assert_agrees(&pair.cache);
         }
-        let snapshots = [whole, single, split].map(|id| pair.cache.save(id).unwrap());
-        assert!(snapshots[0] == snapshots[1] && snapshots[0] == snapshots[2], "{tokens} tokens");
-        pair.model.assert_agrees(&pair.cache);
     }
 }
 
@@ -83,22 +85,24 @@ fn attention_over_a_batch_of_different_lengths() {
     let mut rng = Rng::new(2);
     for center in [CenterMode::None, CenterMode::Median] {
         let config = CacheConfig { center, max_sequences: 6, max_tokens: 2000, ..small_config() };
-        let mut pair = Pair::new(&config);
-        let ids: Vec<SequenceId> = [0, 2, 5, 39, 40, 300]
-            .into_iter()
-            .map(|tokens| {
-                let id = pair.create();
-                pair.step(&mut rng, &[id], tokens);
-                id
-            })
-            .collect();
-        pair.model.assert_agrees(&pair.cache);
-        for (batch, queries) in
-            [(&[5][..], 1), (&[5, 0, 3, 1], 1), (&[4, 2, 5], 7), (&[3, 5], 0), (&[0, 1, 2, 3, 4, 5], 20)]
-        {
-            let batch: Vec<SequenceId> = batch.iter().map(|&i: &usize| ids[i]).collect();
-            for layer in 0..config.layers {
-                pair.model.assert_attends(&mut rng, &mut pair.cache, layer, &batch, queries);
+        for mut pair in pairs(&config) {
+            let config = pair.model.config.clone();
+            let ids: Vec<SequenceId> = [0, 2, 5, 39, 40, 300]
+                .into_iter()
+                .map(|tokens| {
+                    let id = pair.create();
+                    pair.step(&mut rng, &[id], tokens);
+                    id
+                })
+                .collect();
+            pair.model.assert_agrees(&pair.cache);
+            for (batch, queries) in
+                [(&[5][..], 1), (&[5, 0, 3, 1], 1), (&[4, 2, 5], 7), (&[3, 5], 0), (&[0, 1, 2, 3, 4, 5], 20)]
+            {
+                let batch: Vec<SequenceId> = batch.iter().map(|&i: &usize| ids[i]).collect();
+                for layer in 0..config.layers {
+                    pair.model.assert_attends(&mut rng, &mut pair.cache, layer, &batch, queries);
+                }
             }
         }
     }
@@ -153,11 +157,13 @@ fn every_format_compresses_and_attends() {
                 max_sequences: 1,
                 ..small_config()
             };
-            let mut pair = Pair::new(&config);
-            let id = pair.create();
-            pair.step(&mut rng, &[id], 2 * config.group + 20);
-            pair.model.assert_agrees(&pair.cache);
-            pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[id], 2);
+            for mut pair in pairs(&config) {
+                let config = pair.model.config.clone();
+                let id = pair.create();
+                pair.step(&mut rng, &[id], 2 * config.group + 20);
+                pair.model.assert_agrees(&pair.cache);
+                pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[id], 2);
+            }
         }
     }
 }
@@ -166,24 +172,26 @@ fn every_format_compresses_and_attends() {
 fn layers_of_one_step_may_differ_in_length() {
     let config = small_config();
     let mut rng = Rng::new(5);
-    let mut pair = Pair::new(&config);
-    let id = pair.create();
-    pair.step(&mut rng, &[id], 39);
-    let (k, v) = random_tokens(&mut rng, &config, 1, 1);
-    assert!(pair.append(0, &[id], &k, &v));
-    assert_eq!((pair.cache.len(0, id).unwrap(), pair.cache.len(1, id).unwrap()), ((40, 32), (39, 0)));
-    for layer in [0, 1] {
-        pair.model.assert_attends(&mut rng, &mut pair.cache, layer, &[id], 1);
-    }
-    // Forked between the layers of a step: the pages that layer 1 has yet to fill belong to both.
-    let fork = pair.fork(id);
-    for id in [id, fork] {
+    for mut pair in pairs(&config) {
+        let config = pair.model.config.clone();
+        let id = pair.create();
+        pair.step(&mut rng, &[id], 39);
         let (k, v) = random_tokens(&mut rng, &config, 1, 1);
-        assert!(pair.append(1, &[id], &k, &v));
-    }
-    pair.model.assert_agrees(&pair.cache);
-    for id in [id, fork] {
-        pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 1);
+        assert!(pair.append(0, &[id], &k, &v));
+        assert_eq!((pair.cache.len(0, id).unwrap(), pair.cache.len(1, id).unwrap()), ((40, 32), (39, 0)));
+        for layer in [0, 1] {
+            pair.model.assert_attends(&mut rng, &mut pair.cache, layer, &[id], 1);
+        }
+        // Forked between the layers of a step: the pages that layer 1 has yet to fill belong to both.
+        let fork = pair.fork(id);
+        for id in [id, fork] {
+            let (k, v) = random_tokens(&mut rng, &config, 1, 1);
+            assert!(pair.append(1, &[id], &k, &v));
+        }
+        pair.model.assert_agrees(&pair.cache);
+        for id in [id, fork] {
+            pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 1);
+        }
     }
 }
 
@@ -192,33 +200,34 @@ fn forks_share_pages_until_they_write_into_one() {
     for center in [CenterMode::None, CenterMode::Median] {
         let config = CacheConfig { center, ..small_config() };
         let mut rng = Rng::new(6);
-        let mut pair = Pair::new(&config);
-        let parent = pair.create();
-        pair.step(&mut rng, &[parent], 3 + 64 + 5);
-        assert_eq!(pair.model.pages_in_use(), 4);
-        let child = pair.fork(parent);
-        // Different continuations share the prefix only.
-        pair.step(&mut rng, &[parent, child], 32);
-        assert_eq!(pair.model.pages_in_use(), 4 + 2 + 2);
-        pair.model.assert_agrees(&pair.cache);
+        for mut pair in pairs(&config) {
+            let parent = pair.create();
+            pair.step(&mut rng, &[parent], 3 + 64 + 5);
+            assert_eq!(pair.model.pages_in_use(), 4);
+            let child = pair.fork(parent);
+            // Different continuations share the prefix only.
+            pair.step(&mut rng, &[parent, child], 32);
+            assert_eq!(pair.model.pages_in_use(), 4 + 2 + 2);
+            pair.model.assert_agrees(&pair.cache);
 
-        // Cut inside page 1: the next compression of the child goes on in a copy of it.
-        pair.truncate(child, 3 + 20);
-        assert_eq!(pair.cache.len(1, child).unwrap(), (23, 20));
-        pair.step(&mut rng, &[child], 40);
-        assert_eq!(pair.cache.len(1, child).unwrap(), (63, 52));
-        pair.model.assert_agrees(&pair.cache);
-        for id in [parent, child] {
-            pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 3);
+            // Cut inside page 1: the next compression of the child goes on in a copy of it.
+            pair.truncate(child, 3 + 20);
+            assert_eq!(pair.cache.len(1, child).unwrap(), (23, 20));
+            pair.step(&mut rng, &[child], 40);
+            assert_eq!(pair.cache.len(1, child).unwrap(), (63, 52));
+            pair.model.assert_agrees(&pair.cache);
+            for id in [parent, child] {
+                pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 3);
+            }
+
+            // The parent's end leaves the child whole and frees all but its pages.
+            pair.free(parent);
+            assert_eq!(pair.model.pages_in_use(), 4);
+            pair.model.assert_agrees(&pair.cache);
+            pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[child], 1);
+            pair.free(child);
+            assert_eq!((pair.cache.bytes().pages, pair.cache.bytes().window), (0, 0));
         }
-
-        // The parent's end leaves the child whole and frees all but its pages.
-        pair.free(parent);
-        assert_eq!(pair.model.pages_in_use(), 4);
-        pair.model.assert_agrees(&pair.cache);
-        pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[child], 1);
-        pair.free(child);
-        assert_eq!((pair.cache.bytes().pages, pair.cache.bytes().window), (0, 0));
     }
 }
 
@@ -228,18 +237,19 @@ fn truncate_cuts_window_prefix_and_sinks() {
     let mut rng = Rng::new(7);
     // (length kept, compressed then): into the window, at its start, inside a page, a page edge, the sinks, nothing.
     for (len, left) in [(75, 64), (72, 64), (67, 64), (40, 37), (35, 32), (4, 1), (3, 0), (1, 0), (0, 0)] {
-        let mut pair = Pair::new(&config);
-        let id = pair.create();
-        pair.step(&mut rng, &[id], 80);
-        assert_eq!(pair.cache.len(0, id).unwrap(), (80, 64));
-        pair.truncate(id, len);
-        assert_eq!(pair.cache.len(1, id).unwrap(), (len, left));
-        pair.model.assert_agrees(&pair.cache);
-        pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[id], 1);
-        // Going on compresses again once the window is full, with a new centre if nothing was left.
-        pair.step(&mut rng, &[id], 90);
-        pair.model.assert_agrees(&pair.cache);
-        pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 2);
+        for mut pair in pairs(&config) {
+            let id = pair.create();
+            pair.step(&mut rng, &[id], 80);
+            assert_eq!(pair.cache.len(0, id).unwrap(), (80, 64));
+            pair.truncate(id, len);
+            assert_eq!(pair.cache.len(1, id).unwrap(), (len, left));
+            pair.model.assert_agrees(&pair.cache);
+            pair.model.assert_attends(&mut rng, &mut pair.cache, 0, &[id], 1);
+            // Going on compresses again once the window is full, with a new centre if nothing was left.
+            pair.step(&mut rng, &[id], 90);
+            pair.model.assert_agrees(&pair.cache);
+            pair.model.assert_attends(&mut rng, &mut pair.cache, 1, &[id], 2);
+        }
     }
 }
 

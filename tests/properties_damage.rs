@@ -5,11 +5,10 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts, is_cuda,
-    run,
+    DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts, is_cuda, run,
 };
-use mustafar::ops::{self, Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Result, Rows, Sequences, Stream};
+use mustafar::ops::{Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
+use mustafar::{Context, DType, Error, Mem, PageFormat, Result, Rows, Sequences};
 use proptest::prelude::*;
 use proptest::sample::select;
 

@@ -1,11 +1,11 @@
 //! A cache that keeps everything dense and derives the rest: what `Cache` must agree with.
 #![allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used)]
 
-use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention};
+use crate::common::device;
+use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention, is_cuda, run};
 use mustafar::reference::{self, Row, Scoring, Token};
 use mustafar::{
     Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId,
-    Stream,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +33,8 @@ pub struct Sequence {
 #[derive(Debug)]
 pub struct Model {
     pub config: CacheConfig,
+    /// What the cache was made for.
+    pub context: Context,
     pub live: BTreeMap<SequenceId, Sequence>,
     next_page: u64,
 }
@@ -52,6 +54,20 @@ pub fn small_config() -> CacheConfig {
         max_tokens: 32 * 8,
         max_sequences: 4,
     }
+}
+
+/// The nearest configuration that CUDA kernels serve: K and V of one type and head_dim.
+pub fn for_cuda(config: &CacheConfig) -> CacheConfig {
+    let (k, v) = (config.k, config.v);
+    let keep = v.keep().unwrap().min(k.head_dim());
+    let v = PageFormat::uniform(k.dtype(), k.head_dim(), k.page_tokens(), keep).unwrap();
+    CacheConfig { v, ..config.clone() }
+}
+
+/// A cache of this configuration and its model on every backend, or of the nearest one that the backend serves.
+pub fn pairs(config: &CacheConfig) -> Vec<Pair> {
+    let on_cuda = device::cuda().map(|context| Pair::on(context, &for_cuda(config)));
+    [Pair::new(config)].into_iter().chain(on_cuda).collect()
 }
 
 pub fn new_cache(config: &CacheConfig) -> Cache {
@@ -135,7 +151,8 @@ fn median(dtype: DType, tokens: &[Bits]) -> Vec<Vec<f32>> {
 
 impl Model {
     pub fn new(config: &CacheConfig) -> Self {
-        Self { config: config.clone(), live: BTreeMap::new(), next_page: 0 }
+        let context = Context::cpu(1).unwrap();
+        Self { config: config.clone(), context, live: BTreeMap::new(), next_page: 0 }
     }
 
     pub fn create(&mut self, id: SequenceId) {
@@ -339,6 +356,8 @@ impl Model {
         let shape = |dim| Layout::Gaps.shape(1, total, config.q_heads, dim);
         let dtype = *rng.pick(&[DType::F16, DType::F32]);
         let q = Dense::random(rng, Dist::Normal, dtype, shape(dim_k));
+        let on_cuda = is_cuda(&self.context);
+        let q = if on_cuda { q.coarse() } else { q };
         let mut out = Dense::poisoned(DType::F32, shape(dim_v));
         let mut lse = Dense::poisoned(DType::F32, shape(1));
         let softcap = rng.chance(0.3).then_some(20.0);
@@ -353,7 +372,7 @@ impl Model {
             out: out.view_mut(),
             lse: Some(lse.view_mut()),
         };
-        cache.attend(Stream::NONE, args).unwrap();
+        run::cache_attend(&self.context, cache, args).unwrap();
 
         let indptr: Vec<usize> = (0..=ids.len()).map(|b| b * queries).collect();
         let tokens: Vec<Vec<Vec<Token>>> = ids
@@ -371,13 +390,20 @@ impl Model {
         };
         let expected = attention(&q, &indptr, &tokens, dim_v, &vec![scoring; ids.len()]);
         // Scores reach about 100 (outlier channels); float32 leaves an error of 1e-5 in each exponent.
-        let tolerance = Tolerance { rel: 1e-4, cosine: 1e-8, ..Tolerance::new(DType::F32, 5.0) };
+        let tolerance = match on_cuda {
+            true => Tolerance::on_cuda(config.v.dtype(), DType::F32, 5.0),
+            false => Tolerance { rel: 1e-4, cosine: 1e-8, ..Tolerance::new(DType::F32, 5.0) },
+        };
+        let lse_tolerance = match on_cuda {
+            true => Tolerance::on_cuda(config.v.dtype(), DType::F32, 1.0),
+            false => Tolerance::new(DType::F32, 10.0),
+        };
         for t in 0..total {
             for h in 0..config.q_heads {
                 let (want, want_lse) = &expected[t * config.q_heads + h];
                 let what = format!("query {t}, head {h}");
                 assert_close(&what, &out.row(0, t, h), want, tolerance);
-                assert_close(&what, &lse.row(0, t, h), &[*want_lse], Tolerance::new(DType::F32, 10.0));
+                assert_close(&what, &lse.row(0, t, h), &[*want_lse], lse_tolerance);
             }
         }
         out.assert_gaps_untouched();
@@ -404,7 +430,12 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(config: &CacheConfig) -> Self {
-        Self { cache: new_cache(config), model: Model::new(config) }
+        Self::on(&Context::cpu(1).unwrap(), config)
+    }
+
+    pub fn on(context: &Context, config: &CacheConfig) -> Self {
+        let cache = Cache::new(context, config.clone()).unwrap();
+        Self { cache, model: Model { context: context.clone(), ..Model::new(config) } }
     }
 
     pub fn create(&mut self) -> SequenceId {
@@ -416,10 +447,7 @@ impl Pair {
     /// Appends to one layer of both; both must agree whether it fits. True if it did.
     pub fn append(&mut self, layer: usize, ids: &[SequenceId], k: &Dense, v: &Dense) -> bool {
         let expected = self.model.append(layer, ids, k, v);
-        let found = match ids {
-            [id] => self.cache.append(Stream::NONE, layer, *id, k.view(), v.view()),
-            _ => self.cache.append_batch(Stream::NONE, layer, ids, k.view(), v.view()),
-        };
+        let found = run::cache_append(&self.model.context, &mut self.cache, layer, ids, k.view(), v.view());
         assert_eq!(found, expected);
         found.is_ok()
     }

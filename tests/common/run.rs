@@ -8,8 +8,8 @@ use mustafar::ops::{
     Prune, SpmvKey, SpmvValue, Validate,
 };
 use mustafar::{
-    Backend, Context, DeviceErrors, Error, Mem, MemMut, PagePool, PagePoolMut, Result, Sequences, Stream,
-    Tensor, TensorMut,
+    Backend, Cache, CacheAttend, Context, DeviceErrors, Error, Mem, MemMut, PagePool, PagePoolMut, Result,
+    SequenceId, Sequences, Stream, Tensor, TensorMut,
 };
 
 /// Copies of the views of one call.
@@ -289,4 +289,43 @@ pub fn merge(context: &Context, mut args: Merge<'_>) -> Result<()> {
         lse: args.lse.as_mut().map(|lse| s.tensor_mut(lse)),
     };
     on_device(context, s, |stream| ops::merge(context, stream, args)).map(Staging::finish)
+}
+
+/// [`Cache::append_batch`], or [`Cache::append`] for one sequence.
+pub fn cache_append(
+    context: &Context,
+    cache: &mut Cache,
+    layer: usize,
+    ids: &[SequenceId],
+    k: Tensor<'_>,
+    v: Tensor<'_>,
+) -> Result<()> {
+    let mut call = |stream, k, v| match ids {
+        [id] => cache.append(stream, layer, *id, k, v),
+        _ => cache.append_batch(stream, layer, ids, k, v),
+    };
+    if is_cpu(context) {
+        return call(Stream::NONE, k, v);
+    }
+    let mut s = Staging::default();
+    let (k, v) = (s.tensor(&k), s.tensor(&v));
+    on_device(context, s, |stream| call(stream, k, v)).map(Staging::finish)
+}
+
+pub fn cache_attend(context: &Context, cache: &mut Cache, mut args: CacheAttend<'_>) -> Result<()> {
+    if is_cpu(context) {
+        return cache.attend(Stream::NONE, args);
+    }
+    let mut s = Staging::default();
+    let args = CacheAttend {
+        layer: args.layer,
+        sequences: args.sequences,
+        q: s.tensor(&args.q),
+        scale: args.scale,
+        softcap: args.softcap,
+        sliding_window: args.sliding_window,
+        out: s.tensor_mut(&mut args.out),
+        lse: args.lse.as_mut().map(|lse| s.tensor_mut(lse)),
+    };
+    on_device(context, s, |stream| cache.attend(stream, args)).map(Staging::finish)
 }
