@@ -49,9 +49,7 @@ fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) ->
             needed.push(total as u32);
             match reference::page(&format, &rows, 0) {
                 Some(bytes) if (page as usize) < pool.layout.num_pages => {
-                    // Past the last value a page holds what it held before.
-                    let written = format.values_offset() + 2 * total;
-                    pool.page_mut(page as usize, h)[..written].copy_from_slice(&bytes[..written]);
+                    pool.page_mut(page as usize, h).copy_from_slice(&bytes);
                 }
                 _ => wrong += 1,
             }
