@@ -11,9 +11,6 @@
 
 namespace mustafar {
 
-constexpr int kWarps = 4;
-constexpr int kStep = kWarps * kTileTokens;  // from one tile of a warp to its next
-
 // Before compute capability 9.0 a thread needs a few registers more for the same code.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kBaseRegisters = 56;
@@ -22,13 +19,14 @@ constexpr int kBaseRegisters = 52;
 #endif
 
 // CTAs per multiprocessor: as many as the register file has room for, by a formula that fits what the
-// compiler needs without spilling. More than four were not faster.
+// compiler needs without spilling. More than four were not faster. `extra` registers are what the pages take
+// on top of uniform ones.
 template <int D, int kRows>
-constexpr int resident_ctas() {
+constexpr int resident_ctas(int extra = 0) {
   constexpr int kTiles = Rows<kRows>::kTiles;
   constexpr int kRegisters = D / 8 * (Rows<kRows>::kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters;
-  constexpr int kCtas = 65536 / (32 * kWarps * kRegisters);
-  return kCtas < 4 ? kCtas : 4;
+  const int ctas = 65536 / (32 * kWarps * (kRegisters + extra));
+  return ctas < 4 ? ctas : 4;
 }
 
 // A value that is equal in all lanes, in a form in which the compiler knows it, so that what is computed from
@@ -134,13 +132,14 @@ struct Warp {
   }
 
   // Tokens `part` of the compressed ones, the first of which is at `position`; part.begin is a multiple
-  // of 32. The value slot follows the key slot.
+  // of 32. The value slot follows the key slot. `Pages` is UniformPages or RaggedPages.
+  template <typename Pages>
   __device__ __forceinline__ void attend_pages(int batch, int head, int q_begin, Range part, int position,
                                                uint32_t key_slot) {
-    const uint32_t value_slot = key_slot + slot_bytes<D>(p.k);
+    const uint32_t value_slot = key_slot + Pages::slot_bytes(p.k, p.sequences.page_tokens);
     const PageTable table(p.sequences, batch);
-    const TileCopier<D> key_copier(p.k, head, key_slot, lane);
-    const TileCopier<D> value_copier(p.v, head, value_slot, lane);
+    const typename Pages::Copier key_copier(p.k, head, key_slot, lane);
+    const typename Pages::Copier value_copier(p.v, head, value_slot, lane);
     const Range unmasked = seen_by_all<kRows>(view, part, position);
     Scratch scratch;
     scratch.init();
@@ -149,10 +148,10 @@ struct Warp {
     // order keys, values, keys, ..., empty or not, so that "at most one group under way" always means that
     // the side needed now has arrived.
     int token = part.begin + warp * kTileTokens;
-    TilePages pages = table.find(token, part.end);
-    key_copier.copy(p.k, pages, table.page_tokens, token, part.end, lane);
-    value_copier.copy(p.v, pages, table.page_tokens, token, part.end, lane);
-    pages = table.find(token + kStep, part.end);
+    typename Pages::Next next(p, table, head, token, part.end, lane);
+    key_copier.copy(p.k, next.key(), table.page_tokens, token, part.end, lane);
+    value_copier.copy(p.v, next.value(), table.page_tokens, token, part.end, lane);
+    next.advance(p, table, head, token + kStep, part.end, lane);
     load_queries(batch, head, q_begin);
 #pragma unroll 1
     for (; token < part.end; token += kStep) {
@@ -160,9 +159,9 @@ struct Warp {
       Scores<kRows> scores;
       copy_wait<1>();
       __syncwarp();
-      score_tile<T, D, kRows>(PagedKeys<D>{p.k, key_slot, t, scratch}, q, key_center, scores, g);
+      score_tile<T, D, kRows>(typename Pages::Keys{p.k, key_slot, t, scratch}, q, key_center, scores, g);
       __syncwarp();
-      key_copier.copy(p.k, pages, table.page_tokens, token + kStep, part.end, lane);
+      key_copier.copy(p.k, next.key(), table.page_tokens, token + kStep, part.end, lane);
       scale_scores(scores);
       if (masked) {
         mask_scores(scores, position + token, position + part.end);
@@ -173,10 +172,10 @@ struct Warp {
       if (masked) {
         clear_rows<D>(value_slot, view.visible_rows<kRows>(position + token, position + part.end), lane);
       }
-      accumulate_tile<T, D, kRows>(PagedValues<D>{p.v, value_slot, g, scratch}, scores, out, g, t);
+      accumulate_tile<T, D, kRows>(typename Pages::Values{p.v, value_slot, g, scratch}, scores, out, g, t);
       __syncwarp();
-      value_copier.copy(p.v, pages, table.page_tokens, token + kStep, part.end, lane);
-      pages = table.find(token + 2 * kStep, part.end);
+      value_copier.copy(p.v, next.value(), table.page_tokens, token + kStep, part.end, lane);
+      next.advance(p, table, head, token + 2 * kStep, part.end, lane);
     }
   }
 
@@ -272,7 +271,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
   }
 }
 
-template <typename T, int D, int kRows>
+template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
 __device__ __forceinline__ void attend(const AttendParams& p) {
   MST_DYNAMIC_SHARED(shared);
   __shared__ View view;
@@ -322,8 +321,11 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
   } else {
     const int split = item - p.dense_items;
     const Range range = {split * p.split, min((split + 1) * p.split, compressed)};
-    const uint32_t key_slot = shared_address(shared) + warp * (slot_bytes<D>(p.k) + slot_bytes<D>(p.v));
-    w.attend_pages(batch, head, q_begin, seen_by_any<kRows>(view, range, sinks), sinks, key_slot);
+    const int slots =
+        Pages::slot_bytes(p.k, p.sequences.page_tokens) + Pages::slot_bytes(p.v, p.sequences.page_tokens);
+    const uint32_t key_slot = shared_address(shared) + warp * slots;
+    w.template attend_pages<Pages>(batch, head, q_begin, seen_by_any<kRows>(view, range, sinks), sinks,
+                                   key_slot);
   }
   __syncthreads();
   float* merged = reinterpret_cast<float*>(shared);

@@ -11,12 +11,18 @@ struct AttendPool {
   const uint8_t* pages;  // page p of head h starts at pages + p * page_stride_bytes + h * head_stride_bytes
   int64_t page_stride_bytes;    // multiple of 16
   int64_t head_stride_bytes;    // multiple of 16
-  int32_t row_bytes;            // values of a row: 2 * keep
+  int32_t row_bytes;            // values of a row: 2 * keep; 0 for ragged pages
   int32_t values_offset_bytes;  // where the values of a page start
-  // Rows whose length is a power of two would start in the same few banks of shared memory; there they lie 16
-  // bytes further apart.
+  // Not read by the ragged kernels. Rows whose length is a power of two would start in the same few banks of
+  // shared memory; there they lie 16 bytes further apart.
   int32_t shared_row_bytes;  // row_bytes, + 16 if that is 32, 64, 128, 256 or 512
   int32_t row_shift;         // log2(row_bytes / 16) where rows are moved apart, 31 elsewhere
+  // Read by the ragged kernels only.
+  int32_t capacity;  // values of a page; of uniform ones page_tokens * keep
+  // What the values that a tile has in one page can take in shared memory, wherever in 16 bytes they start:
+  // 2 * n + 14 rounded up to 16, where with r = min(page_tokens, 32) n is r * keep for uniform pages and
+  // min(r * dim, capacity) for ragged ones.
+  int32_t run_bytes;
 };
 
 // Dense tokens: sinks or window. K and V are [row, token, kv_head, dim], the last dimension contiguous.
@@ -41,11 +47,16 @@ struct DenseParams {
 //   16 * kRows * (dim + 2) bytes;
 // the 2 * dim + 16 are what a damaged bitmap can make a lane read past its slot.
 //
+// attend_ragged_f16.cu and attend_ragged_bf16.cu, mst_attend_ragged_<dtype>_d<dim>_r<kRows>: K or V or both
+// are ragged pages. The same but for the first number of bytes, which is
+//   4 * (8 * dim + 512 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16
+// with parts = 2 for pages of 16 tokens and 1 for others.
+//
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
-// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of tokens: item i below
-// dense_items covers dense_split tokens of the sinks and of the window from i * dense_split on, the others
-// cover `split` compressed tokens from (i - dense_items) * split on. Each CTA writes one partial result per
-// row, also when it saw no token (then only its log-sum-exp, -inf).
+// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16; ragged 8 or 16). An item is a range of
+// tokens: item i below dense_items covers dense_split tokens of the sinks and of the window from i *
+// dense_split on, the others cover `split` compressed tokens from (i - dense_items) * split on. Each CTA
+// writes one partial result per row, also when it saw no token (then only its log-sum-exp, -inf).
 struct AttendParams {
   AttendPool k;  // pages null: no compressed tokens
   AttendPool v;
@@ -117,9 +128,9 @@ struct MergeParams {
   int32_t dim;
 };
 
-static_assert(sizeof(AttendPool) == 40, "AttendPool has padding");
+static_assert(sizeof(AttendPool) == 48, "AttendPool has padding");
 static_assert(sizeof(DenseParams) == 88, "DenseParams has padding");
-static_assert(sizeof(AttendParams) == 2 * 40 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 12 * 4,
+static_assert(sizeof(AttendParams) == 2 * 48 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 12 * 4,
               "AttendParams has padding");
 static_assert(sizeof(CombineParams) == 80, "CombineParams has padding");
 static_assert(sizeof(MergeParams) == 2 * 56 + 56, "MergeParams has padding");

@@ -1,8 +1,8 @@
 // Tiles of 32 compressed tokens: how they come into shared memory and how their rows expand into matrix
 // operands.
 //
-// A slot in shared memory holds the 32 bitmap rows and then the 32 rows of values, both as they lie in the
-// page.
+// A slot in shared memory holds the 32 bitmap rows and then, of uniform pages, the 32 rows of values, both as
+// they lie in the page. ragged.cuh has the slots of ragged pages.
 #pragma once
 
 #include "mustafar/bitmap.cuh"
@@ -12,13 +12,8 @@
 namespace mustafar {
 
 constexpr int kTileTokens = 32;
-
-// Bytes of a slot: bitmap rows, then rows of values. The pages' own distance between rows may be widened, see
-// AttendPool.
-template <int D>
-__device__ __forceinline__ int slot_bytes(const AttendPool& pool) {
-  return kTileTokens * (D / 8 + pool.shared_row_bytes);
-}
+constexpr int kWarps = 4;
+constexpr int kStep = kWarps * kTileTokens;  // from one tile of a warp to its next
 
 // The numbers of the pages of a tile: one, or two where pages have 16 tokens.
 struct TilePages {
@@ -131,74 +126,102 @@ struct TileCopier {
   }
 };
 
-// Key rows of a slot. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7) of its row, for each k.
+// A key row. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7), for each k.
 template <int D>
-struct PagedKeys {
-  const AttendPool& pool;
-  uint32_t slot;
-  int t;
+struct KeyRow {
+  RowBits<D> bits;
+  uint32_t before;  // address of the value in front of those of word k
+  uint32_t below;   // bits of a word below this lane's
+  uint32_t select;  // of this lane's byte
   Scratch& scratch;
 
-  struct Row {
-    RowBits<D> bits;
-    uint32_t before;  // address of the value in front of those of word k
-    uint32_t below;   // bits of a word below this lane's
-    uint32_t select;  // of this lane's byte
-    Scratch& scratch;
-
-    template <typename T>
-    __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
-      const uint32_t word = bits.word[k];
-      expand8(permute_bytes(word, 0, select), before + 2 * __popc(word & below), scratch, pairs);
-      before += 2 * __popc(word);
-    }
-  };
-
-  __device__ __forceinline__ Row row(int r) const {
-    const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
-    Row row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
-    row.bits.load(slot + r * (D / 8));
-    return row;
+  template <typename T>
+  __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+    const uint32_t word = bits.word[k];
+    expand8(permute_bytes(word, 0, select), before + 2 * __popc(word & below), scratch, pairs);
+    before += 2 * __popc(word);
   }
 };
 
-// Value rows of a slot. The 8 lanes of equal t share a row; lane g takes the channels 32 k + 4 g + (0 to 3),
-// for each k: that close together, the lanes mostly hit the same words of shared memory or neighbouring ones.
+// A value row. The 8 lanes of equal t share it; lane g takes the channels 32 k + 4 g + (0 to 3), for each k:
+// that close together, the lanes mostly hit the same words of shared memory or neighbouring ones.
 template <int D>
-struct PagedValues {
-  const AttendPool& pool;
-  uint32_t slot;
+struct ValueRow {
+  RowBits<D> bits;
+  uint32_t before;  // address of the value in front of those of word k
+  uint32_t last;    // address of the row's last value
+  uint32_t below;   // bits of a word below this lane's
   int g;
   Scratch& scratch;
 
-  struct Row {
-    RowBits<D> bits;
-    uint32_t before;  // address of the value in front of those of word k
-    uint32_t last;    // address of the row's last value
-    uint32_t below;   // bits of a word below this lane's
-    int g;
+  template <typename T, int k>
+  __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
+    const uint32_t word = bits.word[k];
+    uint32_t start;
+    if constexpr (k + 1 < D / 32) {
+      start = before + 2 * __popc(word & below);
+      before += 2 * __popc(word);
+    } else {
+      start = last - 2 * __popc(word & ~below);  // saves counting the word before
+    }
+    expand4<k % 2>(word >> (4 * g), start, scratch, pair0, pair1);
+  }
+};
+
+// Uniform pages, as the loop over tiles uses them.
+template <int D>
+struct UniformPages {
+  using Copier = TileCopier<D>;
+
+  // Where the tile is that is copied next.
+  struct Next {
+    TilePages pages;
+
+    __device__ __forceinline__ Next(const AttendParams&, const PageTable& table, int, int token, int length,
+                                    int)
+        : pages(table.find(token, length)) {}
+
+    __device__ __forceinline__ void advance(const AttendParams&, const PageTable& table, int, int token,
+                                            int length, int) {
+      pages = table.find(token, length);
+    }
+
+    __device__ __forceinline__ TilePages key() const { return pages; }
+    __device__ __forceinline__ TilePages value() const { return pages; }
+  };
+
+  // Bytes of a slot. The pages' own distance between rows may be widened, see AttendPool.
+  static __device__ __forceinline__ int slot_bytes(const AttendPool& pool, int) {
+    return kTileTokens * (D / 8 + pool.shared_row_bytes);
+  }
+
+  struct Keys {
+    const AttendPool& pool;
+    uint32_t slot;
+    int t;
     Scratch& scratch;
 
-    template <typename T, int k>
-    __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
-      const uint32_t word = bits.word[k];
-      uint32_t start;
-      if constexpr (k + 1 < D / 32) {
-        start = before + 2 * __popc(word & below);
-        before += 2 * __popc(word);
-      } else {
-        start = last - 2 * __popc(word & ~below);  // saves counting the word before
-      }
-      expand4<k % 2>(word >> (4 * g), start, scratch, pair0, pair1);
+    __device__ __forceinline__ KeyRow<D> row(int r) const {
+      const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
+      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
+      row.bits.load(slot + r * (D / 8));
+      return row;
     }
   };
 
-  __device__ __forceinline__ Row row(int r) const {
-    const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
-    Row row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
-    row.bits.load(slot + r * (D / 8));
-    return row;
-  }
+  struct Values {
+    const AttendPool& pool;
+    uint32_t slot;
+    int g;
+    Scratch& scratch;
+
+    __device__ __forceinline__ ValueRow<D> row(int r) const {
+      const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
+      ValueRow<D> row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
+      row.bits.load(slot + r * (D / 8));
+      return row;
+    }
+  };
 };
 
 // Makes the rows of a slot whose bit in `visible` is 0 expand to zeros, whatever bytes they hold. Lane r does

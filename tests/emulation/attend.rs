@@ -3,7 +3,7 @@
 use crate::common::{
     DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, assert_close, attention,
 };
-use crate::emulator::{Buffer, Launch, dtype_code, floats, le, run};
+use crate::emulator::{Buffer, Launch, dtype_code, floats, le, run, run_damaged};
 use mustafar::reference::{Scoring, Token};
 use mustafar::{DType, PageFormat};
 
@@ -16,12 +16,24 @@ struct Setup {
     rows: usize,
     group: usize,
     q_len: usize,
+    /// Compressed tokens of each sequence, in items of `split`.
+    lens: [usize; 3],
+    split: usize,
+    per_head: bool,
     page_tokens: usize,
-    k_keep: usize,
-    v_keep: usize,
+    k: Keep,
+    v: Keep,
     centered: bool,
     sliding_window: Option<usize>,
     softcap: Option<f32>,
+}
+
+/// Values of a row.
+#[derive(Debug, Clone, Copy)]
+enum Keep {
+    Uniform(usize),
+    /// In a ragged page, at most.
+    Ragged(usize),
 }
 
 struct Case {
@@ -35,24 +47,31 @@ struct Case {
 }
 
 const KV_HEADS: usize = 2;
-/// Compressed tokens of each sequence: none, a part of a tile, several tiles.
-const LENS: [usize; 3] = [0, 5, 75];
+/// Lengths and tokens of an item: none, a part of a tile, several tiles of which each warp has one at most.
+const SHORT: ([usize; 3], usize) = ([0, 5, 75], 64);
+/// Several tiles in a row for a warp.
+const LONG: ([usize; 3], usize) = ([0, 21, 300], 288);
 const SINKS: [i32; 3] = [0, 4, 3];
 const WINDOW: [i32; 3] = [7, 40, 1];
-/// Tokens of an item, compressed and dense.
-const SPLIT: usize = 64;
+/// Tokens of an item, dense ones.
 const DENSE_SPLIT: usize = 32;
 
-/// Adds an `AttendPool`; returns its row stride in shared memory.
-fn pool_params(launch: &mut Launch, pool: &Pool) -> usize {
-    let row_bytes = 2 * pool.layout.format.keep().unwrap();
+/// Adds an `AttendPool`; returns the bytes of a slot of the kernels for uniform pages and of those for ragged ones.
+fn pool_params(launch: &mut Launch, pool: &Pool) -> [usize; 2] {
+    let format = pool.layout.format;
+    let row_bytes = 2 * format.keep().unwrap_or(0);
     let apart = row_bytes >= 32 && row_bytes.is_power_of_two();
     let shared_row_bytes = row_bytes + if apart { 16 } else { 0 };
     let shift = if apart { (row_bytes / 16).ilog2() as usize } else { 31 };
+    let rows = format.page_tokens().min(32);
+    let most = format.keep().map_or(format.capacity().min(rows * format.head_dim()), |keep| rows * keep);
+    let run_bytes = (2 * most + 14).next_multiple_of(16);
     let pages = launch.buffer(&pool.bytes);
     launch.pointer(Some(pages)).long(pool.layout.page_stride).long(pool.layout.head_stride);
-    launch.int(row_bytes).int(pool.layout.format.values_offset()).int(shared_row_bytes).int(shift);
-    shared_row_bytes
+    launch.int(row_bytes).int(format.values_offset()).int(shared_row_bytes).int(shift);
+    launch.int(format.capacity()).int(run_bytes);
+    let bits = 4 * format.head_dim();
+    [bits + 32 * shared_row_bytes, bits + 256 + 32 / rows * run_bytes]
 }
 
 /// Adds `DenseParams`. Rows of the tensors are in reverse order.
@@ -70,14 +89,25 @@ fn dense_params(launch: &mut Launch, k: &Dense, v: &Dense, lens: &[i32]) {
 }
 
 fn case(rng: &mut Rng, s: Setup) -> Case {
-    let batch = LENS.len();
+    let batch = s.lens.len();
     let (q_heads, total_q) = (KV_HEADS * s.group, batch * s.q_len);
-    let table = Table::shuffled(rng, s.page_tokens, &LENS, 1);
-    let side = |rng: &mut Rng, keep: usize| {
-        let format = PageFormat::uniform(s.dtype, s.dim, s.page_tokens, keep).unwrap();
-        Paged::random(rng, Dist::Normal, Pool::gaps(format, table.num_pages, KV_HEADS), &table)
+    let mut table = Table::shuffled(rng, s.page_tokens, &s.lens, 1);
+    if s.per_head {
+        table = table.with_head_lengths(rng, KV_HEADS);
+    }
+    let side = |rng: &mut Rng, keep: Keep| {
+        let format = match keep {
+            Keep::Uniform(keep) => PageFormat::uniform(s.dtype, s.dim, s.page_tokens, keep),
+            // Room for a few more, so that a page does not end where its values do.
+            Keep::Ragged(most) => {
+                let capacity = (s.page_tokens * most + 5).min(s.page_tokens * s.dim);
+                PageFormat::ragged(s.dtype, s.dim, s.page_tokens, capacity)
+            }
+        };
+        let pool = Pool::gaps(format.unwrap(), table.num_pages, KV_HEADS);
+        Paged::random(rng, Dist::Normal, pool, &table)
     };
-    let (k, v) = (side(rng, s.k_keep), side(rng, s.v_keep));
+    let (k, v) = (side(rng, s.k), side(rng, s.v));
     let center: Vec<f32> = rng.floats(KV_HEADS * s.dim);
     let center_of = |h: usize| s.centered.then(|| &center[h * s.dim..][..s.dim]);
     let dense = |rng: &mut Rng, tokens: usize, dtype: DType, layout: Layout| {
@@ -92,7 +122,7 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
             let row = batch - 1 - b;
             Token { k: x[0].row(row, t, h), v: x[1].row(row, t, h) }
         };
-        let compressed = (0..LENS[b]).map(|t| Token {
+        let compressed = (0..table.len(b, h)).map(|t| Token {
             k: k.rows[b][h][t].dense(s.dtype, center_of(h)),
             v: v.rows[b][h][t].dense(s.dtype, None),
         });
@@ -110,16 +140,19 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     let expected = attention(&q, &indptr, &tokens, s.dim, &vec![rule; batch]);
 
     let dense_items = 40_usize.div_ceil(DENSE_SPLIT);
-    let items = dense_items + table.max_len.div_ceil(SPLIT);
+    let items = dense_items + table.max_len.div_ceil(s.split);
     let row_tiles = (s.q_len * s.group).div_ceil(s.rows);
-    let name = format!("mst_attend_{}_d{}_r{}", s.dtype, s.dim, s.rows);
+    let ragged = matches!(s.k, Keep::Ragged(_)) || matches!(s.v, Keep::Ragged(_));
+    let kind = if ragged { "ragged_" } else { "" };
+    let name = format!("mst_attend_{kind}{}_d{}_r{}", s.dtype, s.dim, s.rows);
     let mut attend = Launch::new(name, [items, KV_HEADS * row_tiles, batch], 128);
-    let shared_rows = pool_params(&mut attend, &k.pool) + pool_params(&mut attend, &v.pool);
-    let slots = 4 * (8 * s.dim + 32 * shared_rows) + 2 * s.dim + 16;
-    attend.shared_bytes = slots.max(16 * s.rows * (s.dim + 2));
+    let slots = [pool_params(&mut attend, &k.pool), pool_params(&mut attend, &v.pool)];
+    let slots: usize = slots.iter().map(|slot| slot[usize::from(ragged)]).sum();
+    attend.shared_bytes = (4 * slots + 2 * s.dim + 16).max(16 * s.rows * (s.dim + 2));
     let entries = attend.buffer(&le(&table.entries, i32::to_le_bytes));
     let lens = attend.buffer(&le(&table.lens, i32::to_le_bytes));
-    attend.pointer(Some(entries)).pointer(Some(lens)).long(table.stride).int(0).int(s.page_tokens);
+    attend.pointer(Some(entries)).pointer(Some(lens)).long(table.stride);
+    attend.int(usize::from(s.per_head)).int(s.page_tokens);
     dense_params(&mut attend, &sinks[0], &sinks[1], &SINKS);
     dense_params(&mut attend, &window[0], &window[1], &WINDOW);
     let q_buffer = attend.buffer(&q.bytes);
@@ -130,7 +163,7 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.pointer(Some(partial_out)).pointer(Some(partial_lse));
     attend.long(q.shape.token_stride).long(q.shape.head_stride).long(0);
     attend.int(dtype_code(s.dtype)).int(s.group).int(KV_HEADS).int(s.q_len).int(row_tiles);
-    attend.int(dense_items).int(DENSE_SPLIT).int(SPLIT);
+    attend.int(dense_items).int(DENSE_SPLIT).int(s.split);
     attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
     attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(0);
     Case { attend, partial_out, partial_lse, items, q_heads, total_q, expected }
@@ -186,6 +219,7 @@ fn every_kernel() {
                     continue; // there is no such kernel
                 }
                 let n = i + j + l;
+                let (lens, split) = if n % 3 == 2 { LONG } else { SHORT };
                 setups.push(Setup {
                     dtype,
                     dim,
@@ -193,9 +227,12 @@ fn every_kernel() {
                     // Tiles that are full, that are not, and several of them.
                     group: [3, 4, 1][n % 3],
                     q_len: [1, 2, 5][(n + j) % 3],
+                    lens,
+                    split,
+                    per_head: false,
                     page_tokens: PAGE_SIZES[n % 4],
-                    k_keep: [dim / 3, dim / 2, dim][n % 3],
-                    v_keep: [1, dim / 2 - 1, dim / 4][(n + l) % 3],
+                    k: Keep::Uniform([dim / 3, dim / 2, dim][n % 3]),
+                    v: Keep::Uniform([1, dim / 2 - 1, dim / 4][(n + l) % 3]),
                     centered: n % 2 == 1,
                     sliding_window: (n % 4 == 2).then_some(50),
                     softcap: (n % 5 == 3).then_some(2.0),
@@ -204,4 +241,59 @@ fn every_kernel() {
         }
     }
     check(&setups);
+}
+
+fn ragged_setup(n: usize, dtype: DType, dim: usize, rows: usize) -> Setup {
+    let (lens, split) = if n.is_multiple_of(2) { LONG } else { SHORT };
+    let most = [dim / 2, dim, dim / 3, 1][n / 2 % 4];
+    let (k, v) = match n % 3 {
+        0 => (Keep::Ragged(most), Keep::Ragged(dim / 2)),
+        1 => (Keep::Ragged(most), Keep::Uniform(dim / 2)),
+        _ => (Keep::Uniform(dim / 3), Keep::Ragged(most)),
+    };
+    Setup {
+        dtype,
+        dim,
+        rows,
+        group: [3, 4, 1][n % 3],
+        q_len: [1, 2, 5][n / 3 % 3],
+        lens,
+        split,
+        per_head: n % 4 == 1,
+        page_tokens: PAGE_SIZES[n % 4],
+        k,
+        v,
+        centered: n % 5 == 1,
+        sliding_window: (n % 5 == 2).then_some(50),
+        softcap: None,
+    }
+}
+
+#[test]
+fn every_ragged_kernel() {
+    let mut setups = Vec::new();
+    for dtype in DTYPES {
+        for (dim, rows) in [(64, 8), (64, 16), (96, 8), (96, 16), (128, 8), (128, 16), (256, 8)] {
+            setups.push(ragged_setup(setups.len(), dtype, dim, rows));
+        }
+    }
+    check(&setups);
+}
+
+#[test]
+fn damaged_offsets_stay_inside() {
+    let mut rng = Rng::new(42);
+    let mut launches = Vec::new();
+    for (n, page_tokens) in PAGE_SIZES.into_iter().enumerate() {
+        let (dim, few) = ([64, 96, 128, 256][n], Keep::Ragged(3));
+        let setup = Setup { page_tokens, k: few, v: few, ..ragged_setup(0, DTYPES[n % 2], dim, 8) };
+        let attend = case(&mut rng, setup).attend;
+        // The pages of K and V, the first two buffers, say anything.
+        let damaged = |launch: &Launch, buffer: usize, rng: &mut Rng| {
+            let bytes: Vec<u8> = launch.contents(buffer).iter().map(|_| rng.next() as u8).collect();
+            launch.with_buffer(buffer, &bytes)
+        };
+        launches.push(damaged(&damaged(&attend, 0, &mut rng), 1, &mut rng));
+    }
+    run_damaged(&launches);
 }

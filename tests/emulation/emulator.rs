@@ -39,6 +39,11 @@ impl Launch {
         Buffer(self.buffers.len() - 1)
     }
 
+    /// What is in the `index`-th buffer.
+    pub(crate) fn contents(&self, index: usize) -> &[u8] {
+        &self.buffers[index]
+    }
+
     /// The same launch with other contents in its `index`-th buffer.
     pub(crate) fn with_buffer(&self, index: usize, bytes: &[u8]) -> Self {
         let mut other = self.clone();
@@ -109,14 +114,23 @@ impl Results {
 
 /// Runs the launches, once from the first thread and once from the last; the results must not differ.
 pub(crate) fn run(launches: &[Launch]) -> Results {
-    let [ascending, descending] = thread::scope(|scope| {
-        let runs = [false, true].map(|descending| scope.spawn(move || run_in_order(launches, descending)));
-        runs.map(|run| run.join().unwrap())
-    });
+    let [ascending, descending] = in_both_orders(launches);
     for ((a, d), launch) in ascending.iter().zip(&descending).zip(launches) {
         assert!(a == d, "{}: the result depends on the order of threads", launch.kernel);
     }
     Results(ascending)
+}
+
+/// Runs launches on damaged pages, whose results may be anything, for the accesses alone.
+pub(crate) fn run_damaged(launches: &[Launch]) {
+    in_both_orders(launches);
+}
+
+fn in_both_orders(launches: &[Launch]) -> [Vec<Vec<Vec<u8>>>; 2] {
+    thread::scope(|scope| {
+        let runs = [false, true].map(|descending| scope.spawn(move || run_in_order(launches, descending)));
+        runs.map(|run| run.join().unwrap())
+    })
 }
 
 fn run_in_order(launches: &[Launch], descending: bool) -> Vec<Vec<Vec<u8>>> {

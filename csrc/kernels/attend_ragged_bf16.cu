@@ -1,0 +1,23 @@
+// attend where K or V are ragged bf16 pages: mst_attend_ragged_bf16_d<head_dim>_r<rows>, see
+// mustafar/attend.cuh and mustafar/ragged.cuh. One file per type, so that they compile side by side.
+#include "mustafar/attend.cuh"
+#include "mustafar/ragged.cuh"
+
+#define MST_ATTEND(dim, rows)                                                                     \
+  extern "C" __global__ void __launch_bounds__(                                                   \
+      128, mustafar::resident_ctas<dim, rows>(mustafar::kRaggedRegisters))                        \
+      mst_attend_ragged_bf16_d##dim##_r##rows(const __grid_constant__ mustafar::AttendParams p) { \
+    mustafar::attend<mustafar::bf16, dim, rows, mustafar::RaggedPages<dim>>(p);                   \
+  }
+
+// 16 rows of 256 channels do not fit into registers; 8 at a time do.
+#define MST_ATTEND_16_64 MST_ATTEND(64, 16)
+#define MST_ATTEND_16_96 MST_ATTEND(96, 16)
+#define MST_ATTEND_16_128 MST_ATTEND(128, 16)
+#define MST_ATTEND_16_256
+
+#define MST_VARIANT_bf16(dim) MST_ATTEND(dim, 8) MST_ATTEND_16_##dim
+#define MST_VARIANT_f16(dim)
+#define MST_VARIANT(type, dim) MST_VARIANT_##type(dim)
+#include "variants.inc"
+#undef MST_VARIANT
