@@ -20,6 +20,8 @@ const ATTEND_THREADS: u32 = 128;
 const ATTEND_WARPS: usize = 4;
 const TILE_TOKENS: usize = 32;
 const COMBINE_THREADS: u32 = 256;
+/// Offsets of the rows of a ragged tile, K and V.
+const RAGGED_OFFSET_BYTES: usize = 512;
 const WORKSPACE_ALIGN: usize = 16;
 /// Kernels hold a sixteenth of the stride in 32 bits.
 const MAX_PAGE_STRIDE: usize = 64 << 30;
@@ -91,6 +93,8 @@ const NO_POOL: AttendPool = AttendPool {
     values_offset_bytes: 0,
     shared_row_bytes: 0,
     row_shift: 0,
+    capacity: 0,
+    run_bytes: 0,
 };
 
 fn attend_pool(device: &Device, argument: &'static str, pool: &PagePool<'_>) -> Result<AttendPool> {
@@ -100,6 +104,9 @@ fn attend_pool(device: &Device, argument: &'static str, pool: &PagePool<'_>) -> 
         return Err(Error::unsupported(argument, found, format!("less than {MAX_PAGE_STRIDE}")));
     }
     let row_bytes = int32("keep", format.keep().unwrap_or(0) * 2)?;
+    let tile_rows = format.page_tokens().min(TILE_TOKENS);
+    let run_values =
+        format.keep().map_or(format.capacity().min(tile_rows * format.head_dim()), |k| tile_rows * k);
     // Rows whose length is such a power of two would start in the same few banks of shared memory.
     let apart = (32..=512).contains(&row_bytes) && row_bytes.count_ones() == 1;
     Ok(AttendPool {
@@ -110,6 +117,8 @@ fn attend_pool(device: &Device, argument: &'static str, pool: &PagePool<'_>) -> 
         values_offset_bytes: int32("values_offset", format.values_offset())?,
         shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
         row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
+        capacity: int32("capacity", format.capacity())?,
+        run_bytes: int32("capacity", (2 * run_values + 14).next_multiple_of(16))?,
     })
 }
 
@@ -156,9 +165,15 @@ fn dense_params(
 }
 
 /// Shared memory of a block: the tiles of its warps, and later their results.
-fn shared_bytes(plan: &Plan, dim: usize, k: &AttendPool, v: &AttendPool) -> usize {
-    let rows = (k.shared_row_bytes + v.shared_row_bytes) as usize;
-    let tiles = ATTEND_WARPS * (8 * dim + TILE_TOKENS * rows) + 2 * dim + 16;
+fn shared_bytes(plan: &Plan, args: &Attend<'_>, params: &AttendParams, dim: usize) -> usize {
+    let (k, v) = (&params.k, &params.v);
+    let values = if ragged(args) {
+        let pages_of_tile = if params.sequences.page_tokens == 16 { 2 } else { 1 };
+        RAGGED_OFFSET_BYTES + pages_of_tile * (k.run_bytes + v.run_bytes) as usize
+    } else {
+        TILE_TOKENS * (k.shared_row_bytes + v.shared_row_bytes) as usize
+    };
+    let tiles = ATTEND_WARPS * (8 * dim + values) + 2 * dim + 16;
     tiles.max(16 * plan.rows as usize * (dim + 2))
 }
 
@@ -225,7 +240,7 @@ pub(crate) fn attend(
     };
     int32("tokens of sinks, compressed and window", shapes.max_positions)?;
     let items = int32("items", plan.items)?;
-    let shared = shared_bytes(&plan, dim, &params.k, &params.v);
+    let shared = shared_bytes(&plan, args, &params, dim);
     let shape = LaunchShape {
         shared_bytes: shared_fits(device, shared)?,
         ..LaunchShape::new(

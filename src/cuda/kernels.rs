@@ -72,7 +72,7 @@ impl Kernel {
                 let store =
                     [Append, AppendWeighted, PruneToken, PruneChannel, Compress, Decompress, Validate];
                 let attend = attend_rows(false, dim).iter().copied().map(Attend);
-                let ragged = attend_rows(true, dim).iter().copied().map(AttendRagged).filter(|_| false);
+                let ragged = attend_rows(true, dim).iter().copied().map(AttendRagged);
                 let families = store.into_iter().chain([SpmvKey, SpmvValue]).chain(attend).chain(ragged);
                 all.extend(families.map(|family| Self::Typed(family, dtype, dim)));
             }

@@ -143,6 +143,8 @@ structs! {
         values_offset_bytes: i32,
         shared_row_bytes: i32,
         row_shift: i32,
+        capacity: i32,
+        run_bytes: i32,
     }
     DenseParams {
         k: *const c_void,
