@@ -9,13 +9,14 @@ namespace {
 
 constexpr int kCombineWarps = 8;
 constexpr int kMaxDim = 256;
+constexpr int kUnroll = 4;              // items of a warp at a time
 constexpr int kChunks = kMaxDim / 128;  // groups of 4 channels of a lane: 4 * lane, 128 + 4 * lane
 
 }  // namespace
 }  // namespace mustafar
 
-// Each warp sums every eighth item, then the warps are added. The order is fixed, so the result is
-// reproducible.
+// Each warp sums every eighth item with a running maximum, then the warps are added. The order is fixed, so
+// the result is reproducible.
 extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
     mst_combine(const __grid_constant__ mustafar::CombineParams p) {
   using namespace mustafar;
@@ -31,37 +32,54 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
   wait_for_previous_kernel();
 
   float top = kLowest;
-  for (int i = threadIdx.x; i < p.items; i += 32 * kCombineWarps) {
-    top = fmaxf(top, lse[i]);
-  }
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, lanes));
-  }
-  if (lane == 0) {
-    tops[warp] = top;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kCombineWarps; ++i) {
-    top = fmaxf(top, tops[i]);
-  }
-
-  float4 sum[kChunks] = {};
   float weight_sum = 0.0f;
-#pragma unroll 4
-  for (int i = warp; i < p.items; i += kCombineWarps) {
-    // Where nothing was written the log-sum-exp is -inf and the values may be anything.
-    const float weight = exp2_approx(lse[i] - top);
-    weight_sum += weight;
+  float4 sum[kChunks] = {};
+  for (int base = warp; base < p.items; base += kCombineWarps * kUnroll) {
+    // Everything is asked for before anything is waited for.
+    float item_lse[kUnroll];
+    float4 values[kUnroll][kChunks];
+    float new_top = top;
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      const int64_t item = base + kCombineWarps * j;
+      const bool present = item < p.items;
+      item_lse[j] = present ? lse[item] : -INFINITY;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int channel = 128 * c + 4 * lane;
+        values[j][c] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (present && channel < p.dim) {
+          values[j][c] = *reinterpret_cast<const float4*>(p.partial_out + (first + item) * p.dim + channel);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      new_top = fmaxf(new_top, item_lse[j]);
+    }
+    const float scale = exp2_approx(top - new_top);
+    top = new_top;
+    weight_sum *= scale;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const int channel = 128 * c + 4 * lane;
-      if (channel < p.dim && weight != 0.0f) {
-        const float4 v = *reinterpret_cast<const float4*>(p.partial_out + (first + i) * p.dim + channel);
-        sum[c].x += weight * v.x;
-        sum[c].y += weight * v.y;
-        sum[c].z += weight * v.z;
-        sum[c].w += weight * v.w;
+      sum[c].x *= scale;
+      sum[c].y *= scale;
+      sum[c].z *= scale;
+      sum[c].w *= scale;
+    }
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      // Where nothing was written the log-sum-exp is -inf and the values may be anything.
+      const float weight = exp2_approx(item_lse[j] - top);
+      weight_sum += weight;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        if (weight != 0.0f) {
+          sum[c].x += weight * values[j][c].x;
+          sum[c].y += weight * values[j][c].y;
+          sum[c].z += weight * values[j][c].z;
+          sum[c].w += weight * values[j][c].w;
+        }
       }
     }
   }
@@ -71,12 +89,19 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
   }
   if (lane == 0) {
     weights[warp] = weight_sum;
+    tops[warp] = top;
   }
   __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCombineWarps; ++i) {
+    top = fmaxf(top, tops[i]);
+  }
+  float scale[kCombineWarps];
   weight_sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kCombineWarps; ++i) {
-    weight_sum += weights[i];
+    scale[i] = exp2_approx(tops[i] - top);
+    weight_sum += scale[i] * weights[i];
   }
   const bool empty = weight_sum == 0.0f;
   const float normalise = empty ? 0.0f : 1.0f / weight_sum;
@@ -85,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
     float value = 0.0f;
 #pragma unroll
     for (int i = 0; i < kCombineWarps; ++i) {
-      value += reinterpret_cast<const float*>(sums[i])[c];
+      value += scale[i] * reinterpret_cast<const float*>(sums[i])[c];
     }
     store_from_float(p.out, at + c, p.out_dtype, value * normalise);
   }

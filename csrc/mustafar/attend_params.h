@@ -83,7 +83,7 @@ struct AttendParams {
   int32_t sliding_window;  // positions a query sees up to its own; INT32_MAX: all
   float scale;             // factor of q.k
   float softcap;           // 0: none
-  int32_t reserved;
+  int32_t max_len;         // upper bound of the compressed tokens
 };
 
 // merge.cu, mst_combine: one CTA of 256 threads per (query token, query head): grid (q_heads, total_q).

@@ -115,6 +115,11 @@ __device__ __forceinline__ void copy16_async(uint32_t destination, const uint8_t
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
 }
 
+// Brings the line of an address into the L2 cache, without waiting for it.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // Closes the group of copies this thread has started since the last call.
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

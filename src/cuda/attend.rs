@@ -46,8 +46,10 @@ fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
         }
         return Ok(k);
     }
-    let dense = args.window.as_ref().or(args.sinks.as_ref()).map(|d| d.k.dtype);
-    let narrow = [dense, Some(args.q.dtype)].into_iter().flatten().find(|dtype| *dtype != DType::F32);
+    let Some(dense) = args.window.as_ref().or(args.sinks.as_ref()).map(|d| d.k.dtype) else {
+        return Ok(DType::F16); // there are no tokens
+    };
+    let narrow = [dense, args.q.dtype].into_iter().find(|dtype| *dtype != DType::F32);
     narrow.ok_or_else(|| {
         let supported = "f16 or bf16 (or pages, or a window, of one of them) on the CUDA backend";
         Error::unsupported("q.dtype", args.q.dtype, supported)
@@ -236,7 +238,7 @@ pub(crate) fn attend(
         sliding_window: args.sliding_window.map_or(i32::MAX, |n| i32::try_from(n).unwrap_or(i32::MAX)),
         scale: args.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
         softcap: args.softcap.unwrap_or(0.0),
-        reserved: 0,
+        max_len: int32("sequences.max_len", compressed.map_or(0, |c| c.sequences.max_len))?,
     };
     int32("tokens of sinks, compressed and window", shapes.max_positions)?;
     let items = int32("items", plan.items)?;

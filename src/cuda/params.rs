@@ -186,7 +186,7 @@ structs! {
         sliding_window: i32,
         scale: f32,
         softcap: f32,
-        reserved: i32,
+        max_len: i32,
     }
     CombineParams {
         partial_out: *const f32,

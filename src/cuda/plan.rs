@@ -7,15 +7,14 @@ use crate::error::{Error, Result};
 /// Tokens of a tile: a warp's step. Splits are multiples of it.
 const TILE_TOKENS: usize = 32;
 
-/// Fewest tokens of a compressed item. A block's four warps take one tile each in turn, so that this is a few turns:
-/// enough to hide the latency of the first.
-const MIN_SPLIT: usize = 512;
+/// Fewest tokens of an item: one tile for each warp of a block.
+const MIN_SPLIT: usize = 128;
 
-/// Fewest tokens of a dense item: one tile for each warp of a block.
-const MIN_DENSE_SPLIT: usize = 128;
-
-/// Blocks per multiprocessor that large work is cut into: what is resident at a time, so that there is one wave.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+/// Blocks per multiprocessor that work is cut into: in one wave, and where items would become longer than
+/// [`LONG_SPLIT`] as many as are resident at a time. docs/performance.md has the measurements.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
+const MOST_BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+const LONG_SPLIT: usize = 3072;
 
 /// What a plan depends on.
 #[derive(Debug, Clone, Copy)]
@@ -72,23 +71,29 @@ impl Plan {
         let blocks = b.batch.checked_mul(b.kv_heads).and_then(|n| n.checked_mul(row_tiles));
         let blocks = blocks.ok_or_else(overflow)?.max(1);
         let query_heads = b.total_q.checked_mul(b.q_heads).ok_or_else(overflow)?;
-        let target = BLOCKS_PER_MULTIPROCESSOR * b.multiprocessors;
+        let most_blocks = MOST_BLOCKS_PER_MULTIPROCESSOR * b.multiprocessors;
 
-        let cut = |tokens: usize, min_split: usize, fixed: Option<usize>| -> Result<Cut> {
-            let most = tokens.div_ceil(fixed.unwrap_or(min_split));
+        let cut = |tokens: usize, fixed: Option<usize>| -> Result<Cut> {
+            let most = tokens.div_ceil(fixed.unwrap_or(MIN_SPLIT));
             let all = query_heads.checked_mul(most).ok_or_else(overflow)?;
             if let Some(split) = fixed {
                 return Ok(Cut { split, items: most, results: all });
             }
-            let items = most.min(target / blocks).max(1);
-            let split = tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(min_split);
-            // Blocks stay below the larger of the target and one item each, and a block has `tile_rows` results.
-            let filled = blocks.max(target).checked_mul(tile_rows as usize).ok_or_else(overflow)?;
+            let split_for = |per_multiprocessor: usize| {
+                let items = most.min(per_multiprocessor * b.multiprocessors / blocks).max(1);
+                tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(MIN_SPLIT)
+            };
+            let split = match split_for(BLOCKS_PER_MULTIPROCESSOR) {
+                long if long > LONG_SPLIT => split_for(MOST_BLOCKS_PER_MULTIPROCESSOR),
+                split => split,
+            };
+            // Blocks stay below the most there may be or one item each, and a block has `tile_rows` results.
+            let filled = blocks.max(most_blocks).checked_mul(tile_rows as usize).ok_or_else(overflow)?;
             Ok(Cut { split, items: tokens.div_ceil(split), results: all.min(filled) })
         };
         let fixed = b.split_tokens.map(|n| n.next_multiple_of(TILE_TOKENS));
-        let pages = cut(b.max_len, MIN_SPLIT, fixed)?;
-        let dense = cut(b.max_dense, MIN_DENSE_SPLIT, fixed.map(|_| MIN_DENSE_SPLIT))?;
+        let pages = cut(b.max_len, fixed)?;
+        let dense = cut(b.max_dense, fixed.map(|_| MIN_SPLIT))?;
         let results = pages.results.checked_add(dense.results).ok_or_else(overflow)?;
         let workspace = results.checked_mul((b.dim + 1) * size_of::<f32>()).ok_or_else(overflow)?;
         Ok(Self {
@@ -131,9 +136,11 @@ mod tests {
         let plan = Plan::new(&bounds(8, 32768)).unwrap();
         assert_eq!((plan.rows, plan.row_tiles, plan.split, plan.items), (4, 1, 4096, 8));
         let plan = Plan::new(&bounds(1, 32768)).unwrap();
-        assert_eq!((plan.split, plan.items), (512, 64));
+        assert_eq!((plan.split, plan.items), (1024, 32));
+        let plan = Plan::new(&bounds(1, 4096)).unwrap();
+        assert_eq!((plan.split, plan.items), (128, 32));
         let plan = Plan::new(&bounds(1000, 100)).unwrap();
-        assert_eq!((plan.split, plan.items), (512, 1));
+        assert_eq!((plan.split, plan.items), (128, 1));
     }
 
     #[test]

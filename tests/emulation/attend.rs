@@ -165,7 +165,7 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.int(dtype_code(s.dtype)).int(s.group).int(KV_HEADS).int(s.q_len).int(row_tiles);
     attend.int(dense_items).int(DENSE_SPLIT).int(s.split);
     attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
-    attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(0);
+    attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len);
     Case { attend, partial_out, partial_lse, items, q_heads, total_q, expected }
 }
 
