@@ -73,7 +73,7 @@ impl Plan {
         let query_heads = b.total_q.checked_mul(b.q_heads).ok_or_else(overflow)?;
         let most_blocks = MOST_BLOCKS_PER_MULTIPROCESSOR * b.multiprocessors;
 
-        let cut = |tokens: usize, fixed: Option<usize>| -> Result<Cut> {
+        let cut = |tokens: usize, fixed: Option<usize>, long_split: usize| -> Result<Cut> {
             let most = tokens.div_ceil(fixed.unwrap_or(MIN_SPLIT));
             let all = query_heads.checked_mul(most).ok_or_else(overflow)?;
             if let Some(split) = fixed {
@@ -84,7 +84,7 @@ impl Plan {
                 tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(MIN_SPLIT)
             };
             let split = match split_for(BLOCKS_PER_MULTIPROCESSOR) {
-                long if long > LONG_SPLIT => split_for(MOST_BLOCKS_PER_MULTIPROCESSOR),
+                long if long > long_split => split_for(MOST_BLOCKS_PER_MULTIPROCESSOR),
                 split => split,
             };
             // Blocks stay below the most there may be or one item each, and a block has `tile_rows` results.
@@ -92,8 +92,8 @@ impl Plan {
             Ok(Cut { split, items: tokens.div_ceil(split), results: all.min(filled) })
         };
         let fixed = b.split_tokens.map(|n| n.next_multiple_of(TILE_TOKENS));
-        let pages = cut(b.max_len, fixed)?;
-        let dense = cut(b.max_dense, fixed.map(|_| MIN_SPLIT))?;
+        let pages = cut(b.max_len, fixed, LONG_SPLIT)?;
+        let dense = cut(b.max_dense, fixed.map(|_| MIN_SPLIT), MIN_SPLIT)?;
         let results = pages.results.checked_add(dense.results).ok_or_else(overflow)?;
         let workspace = results.checked_mul((b.dim + 1) * size_of::<f32>()).ok_or_else(overflow)?;
         Ok(Self {
