@@ -54,6 +54,17 @@ fn python() -> PathBuf {
     python
 }
 
+/// Refuses that an example says it skips for want of a GPU, where one is required.
+fn check_cuda(text: &str) {
+    let required = env::var("MUSTAFAR_REQUIRE_GPU").is_ok_and(|v| v == "1");
+    if text.contains("SKIPPED on CUDA: ") {
+        assert!(!required, "{text}");
+        eprintln!("SKIPPED on CUDA; MUSTAFAR_REQUIRE_GPU=1 makes this an error:\n{text}");
+    } else {
+        assert!(text.contains("largest"), "{text}");
+    }
+}
+
 /// The library that cargo built beside this test, installed once.
 fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
@@ -95,7 +106,10 @@ fn c_and_cpp_with_pkg_config() {
     if !has(&["make", "pkg-config"]) {
         return;
     }
-    check_output(&make("examples", false));
+    let text = make("examples", false);
+    check_output(&text);
+    let (_, cuda) = text.split_once("/cuda\n").unwrap();
+    check_cuda(cuda.lines().next().unwrap());
 }
 
 #[test]
@@ -105,7 +119,7 @@ fn c_and_cpp_under_sanitizers() {
     }
     check_output(&make("examples-sanitized", true));
     // A flag that got lost would pass silently.
-    for program in ["attend", "engine", "cache"] {
+    for program in ["attend", "engine", "cuda", "cache"] {
         let symbols =
             run("nm (binutils)", Command::new("nm").arg(scratch("examples-sanitized").join(program)));
         for part in ["__asan_init", "__ubsan_handle"] {
@@ -127,7 +141,7 @@ fn c_and_cpp_with_cmake() {
     run(needs, &mut configure);
     run(needs, Command::new("cmake").arg("--build").arg(&build));
     let text = run(needs, Command::new("ctest").arg("--output-on-failure").arg("--test-dir").arg(&build));
-    assert!(text.contains("4/4 Test") && text.contains("100% tests passed"), "{text}");
+    assert!(text.contains("5/5 Test") && text.contains("100% tests passed"), "{text}");
 }
 
 #[test]
@@ -141,6 +155,19 @@ fn python_with_numpy() {
     {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
+}
+
+#[test]
+fn python_with_torch() {
+    // torch is large, so it is not fetched; a Python without it still compiles the example, which then says why it skips.
+    let mut command = Command::new("python3");
+    command.arg(Path::new(ROOT).join("ffi-examples/python/cuda.py"));
+    command.env("MUSTAFAR_LIBRARY", prefix().join("lib/libmustafar.so"));
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+    let skipped = text.starts_with("SKIPPED on CUDA: ");
+    assert_eq!(output.status.code(), Some(if skipped { 77 } else { 0 }), "{text}");
+    check_cuda(&text);
 }
 
 /// The block of this language in README.md. (Its Rust is a doctest of the crate.)

@@ -27,7 +27,7 @@
   } while (0)
 
 /* Zeroed memory aligned to 16 bytes, as pages and workspaces need it: malloc gives that on 64-bit systems. */
-static void* allocate(size_t bytes) {
+static inline void* allocate(size_t bytes) {
   void* memory = calloc(bytes ? bytes : 1, 1);
   CHECK(memory != NULL && (uintptr_t)memory % MUSTAFAR_PAGE_ALIGN == 0);
   return memory;
@@ -35,19 +35,19 @@ static void* allocate(size_t bytes) {
 
 static uint32_t random_state = 1;
 
-static uint32_t next_random(void) {
+static inline uint32_t next_random(void) {
   random_state = random_state * 1664525u + 1013904223u;
   return random_state >> 8;
 }
 
 /* A normal f16 between 2^-6 and 2 in magnitude, either sign. */
-static uint16_t random_half(void) {
+static inline uint16_t random_half(void) {
   uint32_t exponent = 9 + next_random() % 7;
   return (uint16_t)((next_random() & 1) << 15 | exponent << 10 | (next_random() & 1023));
 }
 
 /* Value of a normal f16, or of zero. */
-static double half_value(uint16_t half) {
+static inline double half_value(uint16_t half) {
   int exponent = half >> 10 & 31;
   double magnitude = exponent == 0 ? 0.0 : ldexp(1.0 + (half & 1023) / 1024.0, exponent - 15);
   return half >> 15 ? -magnitude : magnitude;
@@ -55,7 +55,7 @@ static double half_value(uint16_t half) {
 
 /* Whether a row of `dim` values keeps channel `c`: it is among the `keep` largest, the lower channel winning
  * ties. */
-static int keeps(const uint16_t* row, int dim, int keep, int c) {
+static inline int keeps(const uint16_t* row, int dim, int keep, int c) {
   int larger = 0;
   for (int i = 0; i < dim; i++) {
     int a = row[i] & 0x7fff, b = row[c] & 0x7fff;
