@@ -143,7 +143,7 @@ enum mustafar_backend
  {
     /** On the calling process's processor; all pointers are host pointers. */
     MUSTAFAR_BACKEND_CPU = 0,
-    /** On a CUDA device; all data pointers are device pointers. */
+    /** On a CUDA device; all data pointers are device pointers. Structures are host memory all the same. */
     MUSTAFAR_BACKEND_CUDA = 1,
 };
 #ifndef __cplusplus
@@ -274,11 +274,14 @@ typedef struct mustafar_context_config {
 typedef struct mustafar_device_errors {
     /** sizeof(mustafar_device_errors). */
     size_t struct_size;
-    /** Tokens (once for K, once for V) that append skipped: slot or sequence out of range. */
+    /** Tokens that append skipped: slot or sequence out of range. */
     uint32_t append;
     /** Pages (of one head) that compress left unwritten: too full, or page number out of range. */
     uint32_t compress;
-    /** Lengths, page numbers and ragged rows that decompress, spmv_key or spmv_value found out of range. */
+    /**
+     * Lengths and page numbers that decompress, spmv_key or spmv_value found out of range, and rows whose bitmap does
+     * not fit their values.
+     */
     uint32_t read;
     /** Written as 0. */
     uint32_t reserved;
@@ -287,8 +290,8 @@ typedef struct mustafar_device_errors {
 /**
  * A dense tensor [batch, tokens, heads, dim] that is written. Elements of a row of `dim` are adjacent; the other
  * dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
- * as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of the
- * same call.
+ * as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of
+ * the same call.
  */
 typedef struct mustafar_tensor_mut {
     /** sizeof(mustafar_tensor_mut). */
@@ -332,7 +335,10 @@ typedef struct mustafar_prune_args {
     uint32_t dropped;
     /** Must be 0. */
     uint32_t reserved;
-    /** Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude. */
+    /**
+     * Selection weights, float [heads, dim], each >= 0 (checked on the CPU only): the score is abs(x) * w. TOKEN only.
+     * NULL: plain magnitude.
+     */
     const float *weights;
     /**
      * Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
@@ -368,8 +374,9 @@ typedef struct mustafar_tensor {
 } mustafar_tensor;
 
 /**
- * Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h * head_stride`
- * bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
+ * Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h *
+ * head_stride` bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different
+ * `data`.
  */
 typedef struct mustafar_pool_mut {
     /** sizeof(mustafar_pool_mut). */
@@ -412,7 +419,7 @@ typedef struct mustafar_append_side {
     const struct mustafar_tensor *x;
     /** Destination: uniform pages. Required. */
     const struct mustafar_pool_mut *pool;
-    /** Selection weights, float [kv_heads, head_dim], each >= 0. NULL: plain magnitude. */
+    /** Selection weights, float [kv_heads, head_dim], each >= 0 (checked on the CPU only). NULL: plain magnitude. */
     const float *weights;
     /** Centre subtracted before selecting and storing. NULL: none. */
     const struct mustafar_center *center;
@@ -427,8 +434,8 @@ typedef struct mustafar_append_args {
     /** Values; NULL: none. */
     const struct mustafar_append_side *v;
     /**
-     * Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. A slot given twice
-     * keeps the later token. Required.
+     * Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. On the CPU a slot
+     * given twice keeps the later token; on CUDA slots must be distinct, else such a row is a mixture. Required.
      */
     const int64_t *slots;
     /**
@@ -452,13 +459,13 @@ typedef struct mustafar_compress_args {
     /** Destination: ragged pages. Required. */
     const struct mustafar_pool_mut *pool;
     /**
-     * Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice. Rows
-     * of the last page after the last token become empty. Required.
+     * Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice
+     * (checked on the CPU only). Rows of the last page after the last token become empty. Required.
      */
     const int32_t *pages;
     /**
-     * Receives how many values each page holds, uint32 [pages, kv_heads]; on PAGE_OVERFLOW how many it would need.
-     * May be NULL.
+     * Receives how many values each page holds, uint32 [pages, kv_heads]; more than its capacity where it cannot hold
+     * them and was not written. May be NULL.
      */
     uint32_t *needed;
 } mustafar_compress_args;
@@ -490,7 +497,10 @@ typedef struct mustafar_sequences {
     size_t struct_size;
     /** Sequences. */
     int64_t batch;
-    /** Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`. */
+    /**
+     * Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`, so a captured
+     * graph may be replayed with other lengths and tables.
+     */
     int64_t max_len;
     /**
      * Page numbers, int32 [batch, >= ceil(max_len / page_tokens)]; entries past a sequence's last page are never
@@ -533,8 +543,8 @@ typedef struct mustafar_validate_args {
     /** Which pages, and how many rows of them count. Required. */
     const struct mustafar_sequences *sequences;
     /**
-     * CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation, which
-     * mustafar_validate_record reads. CPU: NULL.
+     * CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation,
+     * which mustafar_validate_record reads once it has been copied to the host. Required. CPU: NULL.
      */
     uint64_t *record;
 } mustafar_validate_args;
@@ -543,7 +553,10 @@ typedef struct mustafar_validate_args {
 typedef struct mustafar_dense {
     /** sizeof(mustafar_dense). */
     size_t struct_size;
-    /** Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. Required. */
+    /**
+     * Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. CUDA rounds them to the type of
+     * the pages. Required.
+     */
     const struct mustafar_tensor *k;
     /** Values [rows, max_len, kv_heads, v head_dim]. Required. */
     const struct mustafar_tensor *v;
@@ -559,7 +572,10 @@ typedef struct mustafar_compressed {
     size_t struct_size;
     /** Key pages. Required. */
     const struct mustafar_pool *k;
-    /** Value pages: page_tokens, num_pages and kv_heads as in `k`; dtype, head_dim and keep may differ. Required. */
+    /**
+     * Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU dtype and
+     * head_dim too. Required.
+     */
     const struct mustafar_pool *v;
     /** Which pages, and how many tokens. Required. */
     const struct mustafar_sequences *sequences;
@@ -577,10 +593,14 @@ typedef struct mustafar_attend_args {
     size_t struct_size;
     /**
      * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
-     * reads KV head h / (q_heads / kv_heads). Required.
+     * reads KV head h / (q_heads / kv_heads). CUDA rounds them to the type of the pages (without pages: of the window,
+     * the sinks or q, the first that is f16 or bf16). Required.
      */
     const struct mustafar_tensor *q;
-    /** Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. Required. */
+    /**
+     * Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. On CUDA v head_dim
+     * is k head_dim. Required.
+     */
     const struct mustafar_tensor_mut *out;
     /**
      * Receives the natural-log log-sum-exp of the scaled (and softcapped) scores, f32 [1, total_q, q_heads, 1]; -inf
@@ -607,8 +627,9 @@ typedef struct mustafar_attend_args {
     /** A query sees only this many last positions, its own included; 0: all. */
     int64_t sliding_window;
     /**
-     * Tokens that one work item covers; 0: chosen from the bounds alone. A result depends on this number, not on the
-     * rest of the batch or on threads.
+     * Tokens that one work item covers; CUDA rounds it up to a multiple of 32. A number fixed here makes a sequence's
+     * result independent of the rest of the batch, bit for bit. 0: on the CPU a fixed number, on CUDA what is fastest
+     * for the batch and the upper bounds, so that results may differ in the last bits between batch sizes.
      */
     int64_t split_tokens;
     /** Factor of q.k; 0 is 1 / sqrt(k head_dim). */
@@ -854,14 +875,15 @@ MUSTAFAR_API mustafar_status mustafar_reference_keep(uint32_t n, double sparsity
  * Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
  * CPU backend uses; it is read here and nowhere else.
  *
- * CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then outlive
- * this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and allocates
- * 16 bytes of device memory, so that ops do neither. What is current on a calling thread never changes.
+ * CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then
+ * outlive this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and
+ * allocates 16 bytes of device memory, so that ops do neither. What is current on a calling thread never changes.
  *
  * @param config   What to make; NULL is the CPU backend on the calling thread.
  * @param context  Receives the handle; mustafar_context_destroy ends it.
  * @return SUCCESS; INVALID_ARGUMENT for a field or MUSTAFAR_CPU; UNAVAILABLE when the backend cannot run here (no CUDA
- *         driver, device or kernels, or too old ones); CUDA_ERROR when the driver refuses; NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the pointers.
+ *         driver, device or kernels, or too old ones); CUDA when the driver refuses; NULL_POINTER, MISALIGNED or
+ *         VERSION_MISMATCH for the pointers.
  *
  * Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
  */
@@ -872,7 +894,7 @@ mustafar_status mustafar_context_create(const struct mustafar_context_config *co
 /**
  * Ends a context. Caches made with it stay usable.
  *
- * @param context  The context; NULL is nothing to do. No call may be using it.
+ * @param context  The context; NULL is nothing to do. No call may be using it, and streams must have run its ops.
  * @return SUCCESS; MISALIGNED for a pointer that cannot be a handle.
  *
  * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes, but for this context.
@@ -880,13 +902,13 @@ mustafar_status mustafar_context_create(const struct mustafar_context_config *co
 MUSTAFAR_API mustafar_status mustafar_context_destroy(struct mustafar_context *context);
 
 /**
- * Reads and clears what went wrong in finished CUDA ops of a context. Always zeros on the CPU backend, where ops return
- * their errors.
+ * Reads and clears what went wrong in finished CUDA ops of a context. Always zeros on the CPU backend, where ops
+ * return their errors.
  *
  * @param context  The context.
  * @param errors   Receives the counts; set struct_size before.
- * @return SUCCESS; CUDA_ERROR when the driver refuses, which is where a fault of an earlier kernel shows; NULL_POINTER,
- *         MISALIGNED, INVALID_ARGUMENT or VERSION_MISMATCH for the pointers.
+ * @return SUCCESS; CUDA when the driver refuses, which is where a fault of an earlier kernel shows; NULL_POINTER,
+ *         MISALIGNED or INVALID_ARGUMENT for the pointers, before anything is cleared.
  *
  * Async: no, but it waits for the default stream only: synchronise the streams of the ops first. Graph capture: no.
  * Workspace: none. Deterministic: yes. Thread-safe: yes.
@@ -912,12 +934,13 @@ MUSTAFAR_API mustafar_status mustafar_context_backend(const struct mustafar_cont
  *
  * @param context  The context.
  * @param args     Tensor, selection and optional weights and mask.
- * @param stream   CUDA stream; NULL on the CPU backend.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return SUCCESS; UNSUPPORTED for a dtype or dim without kernels; INVALID_ARGUMENT for selection, keep, dropped,
- *         tokens, weights that are negative, NaN or do not apply, overlapping rows; NULL_POINTER, MISALIGNED,
- *         OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+ *         tokens, weights that do not apply or on the CPU are negative or NaN, overlapping rows; NULL_POINTER,
+ *         MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same bits on every backend.
+ * Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_prune(const struct mustafar_context *context,
@@ -930,13 +953,15 @@ mustafar_status mustafar_prune(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Keys, values and slots.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; OUT_OF_RANGE for a slot below -1 or past the pool, or a sequence without centre; INVALID_ARGUMENT
- *         for shapes, dtypes or tokens that differ, ragged pages, negative or NaN weights; NULL_POINTER, MISALIGNED,
- *         OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; on the CPU OUT_OF_RANGE for a slot below -1 or past the pool, or a sequence without centre, and
+ *         INVALID_ARGUMENT for negative or NaN weights. On CUDA any negative slot skips its token, and a token whose
+ *         slot lies past the pool or whose sequence has no centre is skipped and counted, see
+ *         mustafar_context_take_device_errors. INVALID_ARGUMENT for shapes, dtypes or tokens that differ, ragged
+ *         pages; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes,
- * for different slots.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same pages on every backend.
+ * Thread-safe: yes, for different slots.
  */
 MUSTAFAR_API
 mustafar_status mustafar_append(const struct mustafar_context *context,
@@ -948,13 +973,15 @@ mustafar_status mustafar_append(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Tokens, mask and pages.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; PAGE_OVERFLOW for the first page whose rows do not fit, before any page is written; OUT_OF_RANGE for
- *         page numbers; INVALID_ARGUMENT for repeated pages, shapes or dtypes that differ, uniform pages;
- *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; on the CPU PAGE_OVERFLOW for the first page whose rows do not fit, before any page is written,
+ *         OUT_OF_RANGE for page numbers and INVALID_ARGUMENT for repeated ones. CUDA leaves a page that is too full or
+ *         out of range as it was and counts it, see mustafar_context_take_device_errors; it writes the others.
+ *         INVALID_ARGUMENT for shapes or dtypes that differ, uniform pages; NULL_POINTER, MISALIGNED, OVERFLOW,
+ *         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: no. Graph capture: no. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes, for different
- * pages.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates a list of its pages.
+ * Deterministic: yes, the same pages on every backend. Thread-safe: yes, for different pages.
  */
 MUSTAFAR_API
 mustafar_status mustafar_compress(const struct mustafar_context *context,
@@ -966,12 +993,14 @@ mustafar_status mustafar_compress(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Pages and destination.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; CORRUPT_DATA for rows that leave their page;
- *         INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as
- *         docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; on the CPU OUT_OF_RANGE for lengths and page numbers, and CORRUPT_DATA for rows that leave their
+ *         page. CUDA counts them, see mustafar_context_take_device_errors: tokens without a page are not written, rows
+ *         whose bitmap does not fit their values become +0. INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED,
+ *         OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same bits on every backend.
+ * Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_decompress(const struct mustafar_context *context,
@@ -983,12 +1012,13 @@ mustafar_status mustafar_decompress(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Pages and sequences.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE for
- *         lengths and page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
- *         VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE
+ *         for lengths and page numbers, all of which go to args.record on CUDA; INVALID_ARGUMENT for shapes and for a
+ *         record on the CPU; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md
+ *         describes.
  *
- * Async: on CUDA yes, the result is args.record; on the CPU the status is. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_validate(const struct mustafar_context *context,
@@ -1005,7 +1035,7 @@ mustafar_status mustafar_validate(const struct mustafar_context *context,
  *         violation; INVALID_ARGUMENT for a number that is no record; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
  *         VERSION_MISMATCH for the pool.
  *
- * Async: no. Graph capture: yes, touches no stream. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_validate_record(uint64_t record,
@@ -1014,7 +1044,7 @@ mustafar_status mustafar_validate_record(uint64_t record,
 
 /**
  * Bytes of workspace that mustafar_attend needs. Depends on shapes and upper bounds only and never shrinks when one of
- * them grows, so a size taken at the largest batch serves every smaller one.
+ * them grows, so a size taken at the largest batch serves every smaller one with the same split_tokens.
  *
  * @param context  The context.
  * @param args     As for mustafar_attend. Data pointers and arrays are not looked at and required ones may be NULL; an
@@ -1039,13 +1069,14 @@ mustafar_status mustafar_attend_workspace_size(const struct mustafar_context *co
  *                         if mustafar_attend_workspace_size says 0. Not shared with a call that may run at the same
  *                         time.
  * @param workspace_bytes  Bytes at `workspace`, at least what mustafar_attend_workspace_size says.
- * @param stream           CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; BUFFER_TOO_SMALL for the workspace; OUT_OF_RANGE for lengths, rows and page numbers;
- *         INVALID_ARGUMENT for shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER,
- *         MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream           CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; BUFFER_TOO_SMALL for the workspace; on the CPU OUT_OF_RANGE for q_indptr, lengths, rows, first and
+ *         page numbers, which CUDA trusts: it reads or writes wherever wrong ones lead; INVALID_ARGUMENT for
+ *         shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER, MISALIGNED, OVERFLOW,
+ *         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
  *
  * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
- * same split_tokens and instruction set. Thread-safe: yes, with a workspace each.
+ * same instruction set or device, and see split_tokens. Thread-safe: yes, with a workspace each.
  */
 MUSTAFAR_API
 mustafar_status mustafar_attend(const struct mustafar_context *context,
@@ -1060,11 +1091,14 @@ mustafar_status mustafar_attend(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Queries, key pages and destination.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; INVALID_ARGUMENT for shapes, heads and scale;
- *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; on the CPU OUT_OF_RANGE for lengths and page numbers. CUDA counts them, see
+ *         mustafar_context_take_device_errors: scores of tokens without a page are not written, a damaged row counts
+ *         as +0. INVALID_ARGUMENT for shapes, heads and scale; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+ *         VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+ * device. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_spmv_key(const struct mustafar_context *context,
@@ -1077,10 +1111,11 @@ mustafar_status mustafar_spmv_key(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Weights, value pages and destination.
- * @param stream   CUDA stream; NULL on the CPU backend.
- * @return As mustafar_spmv_key.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return As mustafar_spmv_key; on CUDA tokens without a page count as no tokens.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+ * device. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_spmv_value(const struct mustafar_context *context,
@@ -1088,16 +1123,17 @@ mustafar_status mustafar_spmv_value(const struct mustafar_context *context,
                                     void *stream);
 
 /**
- * Combines attention over two disjoint sets of tokens: (exp(a_lse) * a + exp(b_lse) * b) / (exp(a_lse) + exp(b_lse)) in
- * float32 and without overflow; 0 and -inf where neither side has tokens.
+ * Combines attention over two disjoint sets of tokens: (exp(a_lse) * a + exp(b_lse) * b) / (exp(a_lse) + exp(b_lse))
+ * in float32 and without overflow; 0 and -inf where neither side has tokens.
  *
  * @param context  The context.
  * @param args     The partial results and the destination.
- * @param stream   CUDA stream; NULL on the CPU backend.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return SUCCESS; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as
  *         docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+ * device. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_merge(const struct mustafar_context *context,
@@ -1105,8 +1141,9 @@ mustafar_status mustafar_merge(const struct mustafar_context *context,
                                void *stream);
 
 /**
- * Makes an empty cache. Memory for max_tokens and max_sequences is reserved here and committed by the system as it is
- * first used; nothing is allocated for tokens later.
+ * Makes an empty cache. Memory for max_tokens and max_sequences is allocated here, on the CPU backend to be committed
+ * by the system as it is first used; nothing is allocated for tokens later. On CUDA all calls of a cache that take a
+ * stream go to one stream, or to streams that the caller makes wait for each other.
  *
  * @param context  Where the cache works; may be destroyed before the cache.
  * @param config   Shape and policy.
@@ -1138,8 +1175,8 @@ MUSTAFAR_API mustafar_status mustafar_cache_destroy(struct mustafar_cache *cache
  * @param bytes  Receives the sizes; its struct_size must be set.
  * @return SUCCESS; NULL_POINTER, MISALIGNED or INVALID_ARGUMENT for the pointers.
  *
- * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
- * const.
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+ * cache const.
  */
 MUSTAFAR_API
 mustafar_status mustafar_cache_bytes(const struct mustafar_cache *cache,
@@ -1150,12 +1187,13 @@ mustafar_status mustafar_cache_bytes(const struct mustafar_cache *cache,
  *
  * @param cache   The cache.
  * @param args    Sequences, queries and destination.
- * @param stream  CUDA stream; NULL on the CPU backend.
+ * @param stream  CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for unknown or repeated sequences, layer, shapes, dtypes;
  *         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
  *
- * Async: CUDA yes, CPU no. Graph capture: no. Workspace: the cache's own. Deterministic: yes, for the same instruction
- * set. Thread-safe: one call at a time.
+ * Async: CUDA yes, CPU no. Graph capture: no. Workspace: the cache's own, which grows in a call with more than 16
+ * query tokens per sequence. Deterministic: yes, for the same instruction set or device, alone and in any batch.
+ * Thread-safe: one call at a time.
  */
 MUSTAFAR_API
 mustafar_status mustafar_cache_attend(struct mustafar_cache *cache,
@@ -1224,8 +1262,8 @@ MUSTAFAR_API mustafar_status mustafar_cache_sequence_free(struct mustafar_cache 
  * @param compressed  Receives how many of them are compressed; may be NULL.
  * @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for an unknown sequence or layer; NULL_POINTER, MISALIGNED.
  *
- * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
- * const.
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+ * cache const.
  */
 MUSTAFAR_API
 mustafar_status mustafar_cache_len(const struct mustafar_cache *cache,
@@ -1242,8 +1280,8 @@ mustafar_status mustafar_cache_len(const struct mustafar_cache *cache,
  * @param bytes     Receives the sizes; its struct_size must be set.
  * @return SUCCESS; INVALID_ARGUMENT for an unknown sequence; NULL_POINTER, MISALIGNED.
  *
- * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
- * const.
+ * Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+ * cache const.
  */
 MUSTAFAR_API
 mustafar_status mustafar_cache_sequence_bytes(const struct mustafar_cache *cache,
@@ -1260,9 +1298,10 @@ mustafar_status mustafar_cache_sequence_bytes(const struct mustafar_cache *cache
  * @param sequence  The sequence.
  * @param k         Keys [1, tokens, kv_heads, head_dim] in the value type of the key pages, after RoPE.
  * @param v         Values [1, tokens, kv_heads, head_dim] in the value type of the value pages.
- * @param stream    CUDA stream; NULL on the CPU backend.
- * @return SUCCESS; CACHE_FULL when pages run out; INVALID_ARGUMENT or OUT_OF_RANGE for sequence, layer, shapes, dtypes;
- *         NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes. Nothing is appended then.
+ * @param stream    CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; CACHE_FULL when pages run out; INVALID_ARGUMENT or OUT_OF_RANGE for sequence, layer, shapes,
+ *         dtypes; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes. Nothing is appended
+ *         then.
  *
  * Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
  */
@@ -1283,7 +1322,7 @@ mustafar_status mustafar_cache_append(struct mustafar_cache *cache,
  * @param num_sequences  How many.
  * @param k              Keys [num_sequences, tokens, kv_heads, head_dim].
  * @param v              Values [num_sequences, tokens, kv_heads, head_dim].
- * @param stream         CUDA stream; NULL on the CPU backend.
+ * @param stream         CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return As mustafar_cache_append; on error no sequence has changed.
  *
  * Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.

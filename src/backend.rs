@@ -154,7 +154,8 @@ pub struct DeviceErrors {
     pub append: u32,
     /// Pages (of one head) that `compress` left unwritten: too full, or page number out of range.
     pub compress: u32,
-    /// Lengths, page numbers and ragged rows that `decompress` or spmv found out of range.
+    /// Lengths and page numbers that `decompress` or spmv found out of range, and rows whose bitmap does not fit their
+    /// values.
     pub read: u32,
 }
 

@@ -8,7 +8,7 @@
 //! - [`ops`] are the same operations over memory that an engine owns: pools, block tables, slots.
 //! - [`reference`](mod@reference) says in plain float64 loops what every op computes: the place to start reading.
 //!
-//! Everything works on host memory with [`Context::cpu`].
+//! Everything works on host memory with [`Context::cpu`] and on device memory with [`Context::cuda`].
 
 pub mod backend;
 pub mod cache;

@@ -159,7 +159,7 @@ fn python_with_numpy() {
 
 #[test]
 fn python_with_torch() {
-    // torch is large, so it is not fetched; a Python without it still compiles the example, which then says why it skips.
+    // torch is large, so it is not fetched; without it Python still compiles the example, which then says why it skips.
     let mut command = Command::new("python3");
     command.arg(Path::new(ROOT).join("ffi-examples/python/cuda.py"));
     command.env("MUSTAFAR_LIBRARY", prefix().join("lib/libmustafar.so"));

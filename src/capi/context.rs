@@ -21,7 +21,7 @@ pub struct mustafar_context {
 pub enum mustafar_backend {
     /// On the calling process's processor; all pointers are host pointers.
     Cpu = 0,
-    /// On a CUDA device; all data pointers are device pointers.
+    /// On a CUDA device; all data pointers are device pointers. Structures are host memory all the same.
     Cuda = 1,
 }
 
@@ -48,14 +48,15 @@ extensible!(mustafar_context_config, first_release_ends_with reserved, {
 /// Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
 /// CPU backend uses; it is read here and nowhere else.
 ///
-/// CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then outlive
-/// this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and allocates
-/// 16 bytes of device memory, so that ops do neither. What is current on a calling thread never changes.
+/// CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then
+/// outlive this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and
+/// allocates 16 bytes of device memory, so that ops do neither. What is current on a calling thread never changes.
 ///
 /// @param config   What to make; NULL is the CPU backend on the calling thread.
 /// @param context  Receives the handle; mustafar_context_destroy ends it.
 /// @return SUCCESS; INVALID_ARGUMENT for a field or MUSTAFAR_CPU; UNAVAILABLE when the backend cannot run here (no CUDA
-///         driver, device or kernels, or too old ones); CUDA_ERROR when the driver refuses; NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the pointers.
+///         driver, device or kernels, or too old ones); CUDA when the driver refuses; NULL_POINTER, MISALIGNED or
+///         VERSION_MISMATCH for the pointers.
 ///
 /// Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
 #[unsafe(no_mangle)]
@@ -84,7 +85,7 @@ pub unsafe extern "C" fn mustafar_context_create(
 
 /// Ends a context. Caches made with it stay usable.
 ///
-/// @param context  The context; NULL is nothing to do. No call may be using it.
+/// @param context  The context; NULL is nothing to do. No call may be using it, and streams must have run its ops.
 /// @return SUCCESS; MISALIGNED for a pointer that cannot be a handle.
 ///
 /// Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes, but for this context.
@@ -105,7 +106,8 @@ pub struct mustafar_device_errors {
     pub append: u32,
     /// Pages (of one head) that compress left unwritten: too full, or page number out of range.
     pub compress: u32,
-    /// Lengths, page numbers and ragged rows that decompress, spmv_key or spmv_value found out of range.
+    /// Lengths and page numbers that decompress, spmv_key or spmv_value found out of range, and rows whose bitmap does
+    /// not fit their values.
     pub read: u32,
     /// Written as 0.
     pub reserved: u32,
@@ -115,13 +117,13 @@ extensible!(mustafar_device_errors, first_release_ends_with reserved, {
     struct_size, append, compress, read, reserved,
 });
 
-/// Reads and clears what went wrong in finished CUDA ops of a context. Always zeros on the CPU backend, where ops return
-/// their errors.
+/// Reads and clears what went wrong in finished CUDA ops of a context. Always zeros on the CPU backend, where ops
+/// return their errors.
 ///
 /// @param context  The context.
 /// @param errors   Receives the counts; set struct_size before.
-/// @return SUCCESS; CUDA_ERROR when the driver refuses, which is where a fault of an earlier kernel shows; NULL_POINTER,
-///         MISALIGNED, INVALID_ARGUMENT or VERSION_MISMATCH for the pointers.
+/// @return SUCCESS; CUDA when the driver refuses, which is where a fault of an earlier kernel shows; NULL_POINTER,
+///         MISALIGNED or INVALID_ARGUMENT for the pointers, before anything is cleared.
 ///
 /// Async: no, but it waits for the default stream only: synchronise the streams of the ops first. Graph capture: no.
 /// Workspace: none. Deterministic: yes. Thread-safe: yes.

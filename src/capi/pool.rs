@@ -9,8 +9,9 @@ use crate::ops::Center;
 use crate::pool::{PagePool, PagePoolMut, PoolLayout, Sequences};
 use std::ffi::c_void;
 
-/// Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h * head_stride`
-/// bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different `data`.
+/// Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h *
+/// head_stride` bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different
+/// `data`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct mustafar_pool_mut {
@@ -60,7 +61,8 @@ pub struct mustafar_sequences {
     pub struct_size: usize,
     /// Sequences.
     pub batch: i64,
-    /// Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`.
+    /// Upper bound of every length, in tokens. Sizes and launch plans depend on it, never on `lens`, so a captured
+    /// graph may be replayed with other lengths and tables.
     pub max_len: i64,
     /// Page numbers, int32 [batch, >= ceil(max_len / page_tokens)]; entries past a sequence's last page are never
     /// used. NULL: sequence b lies in pages b * ceil(max_len / page_tokens) and following.

@@ -9,8 +9,8 @@ use std::ffi::c_void;
 
 /// A dense tensor [batch, tokens, heads, dim] that is written. Elements of a row of `dim` are adjacent; the other
 /// dimensions have strides in elements. Three strides of 0 mean contiguous in this order; otherwise each stride counts
-/// as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of the
-/// same call.
+/// as it is. Dimensions of 0 are legal, and `data` may then be NULL. Rows must not overlap each other or an input of
+/// the same call.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct mustafar_tensor_mut {

@@ -33,7 +33,8 @@ pub struct Append<'a> {
     /// Values.
     pub v: Option<AppendSide<'a>>,
     /// Slot of each token, i64 `[tokens]`: `page * page_tokens + offset`, or -1 to skip the token.
-    /// A slot given twice keeps the later token on the CPU; on CUDA slots must be distinct, else such a row is a mixture.
+    /// A slot given twice keeps the later token on the CPU; on CUDA slots must be distinct, else such a row is a
+    /// mixture.
     pub slots: Mem<'a>,
     /// Sequence of each token, i32 `[tokens]`: row of a per-sequence centre. Required when a centre has `batch > 1`,
     /// else not read; neither is the entry of a skipped token.
@@ -45,8 +46,9 @@ pub struct Append<'a> {
 ///
 /// # Errors
 /// Each names the argument: neither K nor V, shapes or dtypes that differ, ragged pages, pools that differ in
-/// page_tokens, num_pages or kv_heads, slot below -1 or past the pool, weights negative or NaN, `sequence` missing
-/// or out of range.
+/// page_tokens, num_pages or kv_heads, `sequence` missing; on the CPU a slot below -1 or past the pool, weights
+/// negative or NaN, `sequence` out of range. CUDA skips a token with any negative slot, and one with a slot past the
+/// pool or a sequence out of range, which it counts ([`Context::take_device_errors`]); it does not check weights.
 pub fn append(context: &Context, stream: Stream, mut args: Append<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;

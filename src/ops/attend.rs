@@ -25,7 +25,8 @@ pub struct Center<'a> {
 pub struct Compressed<'a> {
     /// Key pages.
     pub k: PagePool<'a>,
-    /// Value pages: same page_tokens, num_pages and kv_heads as `k`; dtype, head_dim and keep may differ.
+    /// Value pages: same page_tokens, num_pages and kv_heads as `k`; rows and keep may differ, on the CPU dtype and
+    /// head_dim too.
     pub v: PagePool<'a>,
     /// Which pages, and how many tokens.
     pub sequences: Sequences<'a>,
@@ -77,8 +78,9 @@ pub struct Attend<'a> {
     pub softcap: Option<f32>,
     /// `Some(n)`: a query sees only the n last positions up to and including its own; n >= 1.
     pub sliding_window: Option<usize>,
-    /// Tokens that one work item covers; `None`: chosen from the bounds alone. A result depends on this number, not
-    /// on the rest of the batch or on threads.
+    /// Tokens that one work item covers; CUDA rounds it up to a multiple of 32. A number fixed here makes a sequence's
+    /// result independent of the rest of the batch, bit for bit. `None`: on the CPU a fixed number, on CUDA what is
+    /// fastest for the batch and the upper bounds, so that results may differ in the last bits between batch sizes.
     pub split_tokens: Option<usize>,
     /// Receives `[1, total_q, q_heads, v head_dim]`, f16, bf16 or f32; 0 where a query sees nothing.
     pub out: TensorMut<'a>,
@@ -104,11 +106,14 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 ///
 /// `workspace` is scratch of at least [`attend_workspace`] bytes, 16-byte aligned; its contents do not matter.
 ///
+/// CUDA multiplies in one type: queries and dense tokens are rounded to the dtype of the pages (without pages to that
+/// of the window, the sinks or q, the first that is f16 or bf16), and so are the weights before they multiply values.
+///
 /// # Errors
-/// Each names the argument: shapes or dtypes that contradict each other, q_heads no multiple of kv_heads, lengths,
-/// rows or page numbers out of range, scale or softcap not finite, workspace too small or misaligned. What pages
-/// hold is not checked: damaged ones give meaningless results but are never read outside their bytes
-/// ([`super::validate()`] checks them).
+/// Each names the argument: shapes or dtypes that contradict each other, q_heads no multiple of kv_heads, scale or
+/// softcap not finite, workspace too small or misaligned; on the CPU `q_indptr`, lengths, rows, `first` or page numbers
+/// out of range, which CUDA trusts: it reads or writes wherever wrong ones lead. What pages hold is not checked:
+/// damaged ones give meaningless results but are never read outside their bytes ([`super::validate()`] checks them).
 pub fn attend(context: &Context, stream: Stream, mut args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
     stream.check(context)?;
     let shapes = checks::Shapes::new(&args)?;

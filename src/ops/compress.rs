@@ -20,18 +20,22 @@ pub struct Compress<'a> {
     pub mask: Option<Mem<'a>>,
     /// Destination; ragged pages.
     pub pool: PagePoolMut<'a>,
-    /// Page that receives tokens `i * page_tokens ..`, i32 `[ceil(tokens / page_tokens)]`, no page twice.
+    /// Page that receives tokens `i * page_tokens ..`, i32 `[ceil(tokens / page_tokens)]`, no page twice (checked on
+    /// the CPU only).
     /// Rows of the last page past the last token become empty.
     pub pages: Mem<'a>,
-    /// Receives how many values each page holds, u32 `[pages, kv_heads]`; on overflow, how many it would need.
+    /// Receives how many values each page holds, u32 `[pages, kv_heads]`; more than its capacity where it cannot hold
+    /// them and was not written.
     pub needed: Option<MemMut<'a>>,
 }
 
 /// Writes whole pages: equal rows give equal pages, since bytes that no row uses become zero.
 ///
 /// # Errors
-/// [`crate::Error::PageOverflow`] for the first page whose rows do not fit, before any page is written (only `needed` is); shapes,
-/// dtypes, uniform pages, page numbers out of range or repeated, each by name.
+/// Shapes, dtypes, uniform pages, each by name; on the CPU page numbers out of range or repeated, and
+/// [`crate::Error::PageOverflow`] for the first page whose rows do not fit, before any page is written (only `needed`
+/// is). CUDA leaves a page that is too full or out of range as it was and counts it
+/// ([`Context::take_device_errors`]); it writes the others.
 pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;

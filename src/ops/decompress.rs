@@ -28,11 +28,13 @@ pub struct Decompress<'a> {
 /// Writes the dense form of the compressed tokens: bit for bit where `out` has the pages' dtype and there is no
 /// centre, otherwise rounded once to nearest even (a NaN as the type's canonical one).
 ///
-/// Uniform pages are not checked (that is [`super::validate()`]'s work): a damaged row gives meaningless numbers.
+/// Uniform pages are not checked (that is [`super::validate()`]'s work): a damaged row gives meaningless numbers, +0
+/// on CUDA.
 ///
 /// # Errors
-/// Shapes, lengths above `max_len`, page numbers out of range, and rows of ragged pages that leave their page, each
-/// by name.
+/// Shapes by name; on the CPU lengths above `max_len`, page numbers out of range, and rows of ragged pages that leave
+/// their page. CUDA counts these and damaged rows of any kind ([`Context::take_device_errors`]): tokens without a page
+/// are not written, rows whose bitmap does not fit their values become +0.
 pub fn decompress(context: &Context, stream: Stream, mut args: Decompress<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;

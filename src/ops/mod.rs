@@ -2,7 +2,14 @@
 //!
 //! Every op takes a [`Context`](crate::Context) and a [`Stream`](crate::Stream). On the CPU backend memory is host
 //! memory, the stream is [`Stream::NONE`](crate::Stream::NONE) and the op has finished when it returns. An op that
-//! returns an error has written nothing.
+//! refuses its arguments has written nothing.
+//!
+//! On the CUDA backend memory is device memory, and an op returns when its kernels are in the stream: it allocates,
+//! waits for and copies nothing, its launches follow from shapes and upper bounds alone, and a CUDA graph may capture
+//! it and replay it with other contents. What device arrays hold (lengths, page numbers, slots, weights) cannot be
+//! checked before it returns; the documentation of each op says what wrong contents do, and
+//! [`Context::take_device_errors`](crate::Context::take_device_errors) what was left undone. A view must stay valid
+//! until the stream has run the op.
 
 pub mod append;
 pub mod attend;

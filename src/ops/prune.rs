@@ -52,7 +52,7 @@ pub struct Prune<'a> {
 ///
 /// # Errors
 /// Each names the argument: dtype or dim unsupported, keep out of range, tokens no multiple of the group, weights
-/// negative or NaN or given where they do not apply, mask too small.
+/// given where they do not apply or, on the CPU, negative or NaN, mask too small.
 pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<()> {
     stream.check(context)?;
     check_shapes(&args)?;

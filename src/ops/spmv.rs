@@ -46,7 +46,9 @@ pub struct SpmvValue<'a> {
 /// `scores[b, i, h, t] = scale * (q[b, i, h] . k[b, t, h / group])` for every compressed token, no masking.
 ///
 /// # Errors
-/// Each names the argument: shapes, dtypes, heads, lengths and page numbers.
+/// Each names the argument: shapes, dtypes, heads; on the CPU lengths and page numbers out of range and rows of ragged
+/// pages that leave their page. CUDA counts these ([`Context::take_device_errors`]): scores of tokens without a page
+/// are not written, damaged rows count as +0.
 pub fn spmv_key(context: &Context, stream: Stream, mut args: SpmvKey<'_>) -> Result<()> {
     stream.check(context)?;
     let (layout, q) = (&args.pool.layout, &args.q.shape);
@@ -80,7 +82,7 @@ pub fn spmv_key(context: &Context, stream: Stream, mut args: SpmvKey<'_>) -> Res
 /// `out[b, i, h] = sum over t of weights[b, i, h, t] * v[b, t, h / group]`.
 ///
 /// # Errors
-/// As [`spmv_key`].
+/// As [`spmv_key`]; on CUDA tokens without a page count as no tokens.
 pub fn spmv_value(context: &Context, stream: Stream, mut args: SpmvValue<'_>) -> Result<()> {
     stream.check(context)?;
     let (layout, weights) = (&args.pool.layout, &args.weights.shape);

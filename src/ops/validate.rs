@@ -14,8 +14,8 @@ pub struct Validate<'a> {
     pub pool: PagePool<'a>,
     /// Which pages, and how many rows of them count.
     pub sequences: Sequences<'a>,
-    /// CUDA: one u64 of device memory, 8-byte aligned, holding [`NO_VIOLATION`], which is lowered to the record of the first
-    /// violation; [`check_record`] reads it. CPU: `None`.
+    /// CUDA: one u64 of device memory, 8-byte aligned, holding [`NO_VIOLATION`], which is lowered to the record of the
+    /// first violation; [`check_record`] reads it. CPU: `None`.
     pub record: Option<MemMut<'a>>,
 }
 

@@ -3,7 +3,7 @@
 use mustafar::capi::cache::attend::mustafar_cache_attend_args;
 use mustafar::capi::cache::config::{MUSTAFAR_SINKS_NONE, mustafar_cache_config, mustafar_center_mode};
 use mustafar::capi::cache::mustafar_cache_bytes_info;
-use mustafar::capi::context::{mustafar_backend, mustafar_context_config};
+use mustafar::capi::context::{mustafar_backend, mustafar_context_config, mustafar_device_errors};
 use mustafar::capi::format::{mustafar_format, mustafar_page_layout, mustafar_rows};
 use mustafar::capi::ops::append::{mustafar_append_args, mustafar_append_side};
 use mustafar::capi::ops::attend::{mustafar_attend_args, mustafar_compressed, mustafar_dense};
@@ -32,6 +32,7 @@ fn described<T: Extensible>() -> Described {
 fn structures() -> Vec<Described> {
     vec![
         described::<mustafar_context_config>(),
+        described::<mustafar_device_errors>(),
         described::<mustafar_format>(),
         described::<mustafar_page_layout>(),
         described::<mustafar_tensor>(),
@@ -95,6 +96,7 @@ fn assertions(check: &str) -> String {
         ("MUSTAFAR_ROWS_UNIFORM", mustafar_rows::Uniform as u32),
         ("MUSTAFAR_ROWS_RAGGED", mustafar_rows::Ragged as u32),
         ("MUSTAFAR_BACKEND_CPU", mustafar_backend::Cpu as u32),
+        ("MUSTAFAR_BACKEND_CUDA", mustafar_backend::Cuda as u32),
         ("MUSTAFAR_SELECTION_TOKEN", mustafar_selection::Token as u32),
         ("MUSTAFAR_SELECTION_TOKEN_REFERENCE_TIES", mustafar_selection::TokenReferenceTies as u32),
         ("MUSTAFAR_SELECTION_CHANNEL", mustafar_selection::Channel as u32),

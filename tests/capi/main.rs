@@ -6,6 +6,7 @@ mod attend;
 mod bad_input;
 mod cache;
 mod calls;
+mod cuda;
 mod layout;
 mod queries;
 mod support;

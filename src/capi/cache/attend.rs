@@ -48,12 +48,13 @@ extensible!(mustafar_cache_attend_args, first_release_ends_with reserved, {
 ///
 /// @param cache   The cache.
 /// @param args    Sequences, queries and destination.
-/// @param stream  CUDA stream; NULL on the CPU backend.
+/// @param stream  CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for unknown or repeated sequences, layer, shapes, dtypes;
 ///         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: no. Workspace: the cache's own. Deterministic: yes, for the same instruction
-/// set. Thread-safe: one call at a time.
+/// Async: CUDA yes, CPU no. Graph capture: no. Workspace: the cache's own, which grows in a call with more than 16
+/// query tokens per sequence. Deterministic: yes, for the same instruction set or device, alone and in any batch.
+/// Thread-safe: one call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_cache_attend(
     cache: *mut mustafar_cache,

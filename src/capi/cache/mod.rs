@@ -81,8 +81,9 @@ unsafe fn write_bytes(out: *mut mustafar_cache_bytes_info, bytes: CacheBytes) ->
     unsafe { write("bytes", out, &info) }
 }
 
-/// Makes an empty cache. Memory for max_tokens and max_sequences is reserved here and committed by the system as it is
-/// first used; nothing is allocated for tokens later.
+/// Makes an empty cache. Memory for max_tokens and max_sequences is allocated here, on the CPU backend to be committed
+/// by the system as it is first used; nothing is allocated for tokens later. On CUDA all calls of a cache that take a
+/// stream go to one stream, or to streams that the caller makes wait for each other.
 ///
 /// @param context  Where the cache works; may be destroyed before the cache.
 /// @param config   Shape and policy.
@@ -126,8 +127,8 @@ pub unsafe extern "C" fn mustafar_cache_destroy(cache: *mut mustafar_cache) -> m
 /// @param bytes  Receives the sizes; its struct_size must be set.
 /// @return SUCCESS; NULL_POINTER, MISALIGNED or INVALID_ARGUMENT for the pointers.
 ///
-/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
-/// const.
+/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+/// cache const.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_cache_bytes(
     cache: *const mustafar_cache,

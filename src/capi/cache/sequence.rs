@@ -113,8 +113,8 @@ pub unsafe extern "C" fn mustafar_cache_sequence_free(
 /// @param compressed  Receives how many of them are compressed; may be NULL.
 /// @return SUCCESS; INVALID_ARGUMENT or OUT_OF_RANGE for an unknown sequence or layer; NULL_POINTER, MISALIGNED.
 ///
-/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
-/// const.
+/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+/// cache const.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_cache_len(
     cache: *const mustafar_cache,
@@ -145,8 +145,8 @@ pub unsafe extern "C" fn mustafar_cache_len(
 /// @param bytes     Receives the sizes; its struct_size must be set.
 /// @return SUCCESS; INVALID_ARGUMENT for an unknown sequence; NULL_POINTER, MISALIGNED.
 ///
-/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the cache
-/// const.
+/// Async: no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: with other calls that take the
+/// cache const.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_cache_sequence_bytes(
     cache: *const mustafar_cache,
@@ -170,9 +170,10 @@ pub unsafe extern "C" fn mustafar_cache_sequence_bytes(
 /// @param sequence  The sequence.
 /// @param k         Keys [1, tokens, kv_heads, head_dim] in the value type of the key pages, after RoPE.
 /// @param v         Values [1, tokens, kv_heads, head_dim] in the value type of the value pages.
-/// @param stream    CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; CACHE_FULL when pages run out; INVALID_ARGUMENT or OUT_OF_RANGE for sequence, layer, shapes, dtypes;
-///         NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes. Nothing is appended then.
+/// @param stream    CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; CACHE_FULL when pages run out; INVALID_ARGUMENT or OUT_OF_RANGE for sequence, layer, shapes,
+///         dtypes; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes. Nothing is appended
+///         then.
 ///
 /// Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
 #[unsafe(no_mangle)]
@@ -205,7 +206,7 @@ pub unsafe extern "C" fn mustafar_cache_append(
 /// @param num_sequences  How many.
 /// @param k              Keys [num_sequences, tokens, kv_heads, head_dim].
 /// @param v              Values [num_sequences, tokens, kv_heads, head_dim].
-/// @param stream         CUDA stream; NULL on the CPU backend.
+/// @param stream         CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return As mustafar_cache_append; on error no sequence has changed.
 ///
 /// Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.

@@ -21,7 +21,7 @@ pub struct mustafar_append_side {
     pub x: *const mustafar_tensor,
     /// Destination: uniform pages. Required.
     pub pool: *const mustafar_pool_mut,
-    /// Selection weights, float [kv_heads, head_dim], each >= 0. NULL: plain magnitude.
+    /// Selection weights, float [kv_heads, head_dim], each >= 0 (checked on the CPU only). NULL: plain magnitude.
     pub weights: *const f32,
     /// Centre subtracted before selecting and storing. NULL: none.
     pub center: *const mustafar_center,
@@ -37,8 +37,8 @@ pub struct mustafar_append_args {
     pub k: *const mustafar_append_side,
     /// Values; NULL: none.
     pub v: *const mustafar_append_side,
-    /// Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. A slot given twice
-    /// keeps the later token. Required.
+    /// Slot of each token, int64 [tokens]: page * page_tokens + offset, or -1 to skip the token. On the CPU a slot
+    /// given twice keeps the later token; on CUDA slots must be distinct, else such a row is a mixture. Required.
     pub slots: *const i64,
     /// Sequence of each token, int32 [tokens]: row of a per-sequence centre. Required exactly when a centre has
     /// batch > 1.
@@ -87,13 +87,15 @@ unsafe fn side<'a>(
 ///
 /// @param context  The context.
 /// @param args     Keys, values and slots.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; OUT_OF_RANGE for a slot below -1 or past the pool, or a sequence without centre; INVALID_ARGUMENT
-///         for shapes, dtypes or tokens that differ, ragged pages, negative or NaN weights; NULL_POINTER, MISALIGNED,
-///         OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; on the CPU OUT_OF_RANGE for a slot below -1 or past the pool, or a sequence without centre, and
+///         INVALID_ARGUMENT for negative or NaN weights. On CUDA any negative slot skips its token, and a token whose
+///         slot lies past the pool or whose sequence has no centre is skipped and counted, see
+///         mustafar_context_take_device_errors. INVALID_ARGUMENT for shapes, dtypes or tokens that differ, ragged
+///         pages; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes,
-/// for different slots.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same pages on every backend.
+/// Thread-safe: yes, for different slots.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_append(
     context: *const mustafar_context,

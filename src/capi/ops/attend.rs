@@ -24,7 +24,8 @@ pub struct mustafar_compressed {
     pub struct_size: usize,
     /// Key pages. Required.
     pub k: *const mustafar_pool,
-    /// Value pages: page_tokens, num_pages and kv_heads as in `k`; dtype, head_dim and keep may differ. Required.
+    /// Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU dtype and
+    /// head_dim too. Required.
     pub v: *const mustafar_pool,
     /// Which pages, and how many tokens. Required.
     pub sequences: *const mustafar_sequences,
@@ -38,7 +39,8 @@ pub struct mustafar_compressed {
 pub struct mustafar_dense {
     /// sizeof(mustafar_dense).
     pub struct_size: usize,
-    /// Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. Required.
+    /// Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. CUDA rounds them to the type of
+    /// the pages. Required.
     pub k: *const mustafar_tensor,
     /// Values [rows, max_len, kv_heads, v head_dim]. Required.
     pub v: *const mustafar_tensor,
@@ -57,9 +59,11 @@ pub struct mustafar_attend_args {
     /// sizeof(mustafar_attend_args).
     pub struct_size: usize,
     /// Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
-    /// reads KV head h / (q_heads / kv_heads). Required.
+    /// reads KV head h / (q_heads / kv_heads). CUDA rounds them to the type of the pages (without pages: of the window,
+    /// the sinks or q, the first that is f16 or bf16). Required.
     pub q: *const mustafar_tensor,
-    /// Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. Required.
+    /// Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. On CUDA v head_dim
+    /// is k head_dim. Required.
     pub out: *const mustafar_tensor_mut,
     /// Receives the natural-log log-sum-exp of the scaled (and softcapped) scores, f32 [1, total_q, q_heads, 1]; -inf
     /// where a query sees nothing. May be NULL.
@@ -81,8 +85,9 @@ pub struct mustafar_attend_args {
     pub first: *const i32,
     /// A query sees only this many last positions, its own included; 0: all.
     pub sliding_window: i64,
-    /// Tokens that one work item covers; 0: chosen from the bounds alone. A result depends on this number, not on the
-    /// rest of the batch or on threads.
+    /// Tokens that one work item covers; CUDA rounds it up to a multiple of 32. A number fixed here makes a sequence's
+    /// result independent of the rest of the batch, bit for bit. 0: on the CPU a fixed number, on CUDA what is fastest
+    /// for the batch and the upper bounds, so that results may differ in the last bits between batch sizes.
     pub split_tokens: i64,
     /// Factor of q.k; 0 is 1 / sqrt(k head_dim).
     pub scale: f32,
@@ -201,7 +206,7 @@ unsafe fn attend<'a>(pointers: Pointers, a: &mustafar_attend_args) -> Result<Att
 }
 
 /// Bytes of workspace that mustafar_attend needs. Depends on shapes and upper bounds only and never shrinks when one of
-/// them grows, so a size taken at the largest batch serves every smaller one.
+/// them grows, so a size taken at the largest batch serves every smaller one with the same split_tokens.
 ///
 /// @param context  The context.
 /// @param args     As for mustafar_attend. Data pointers and arrays are not looked at and required ones may be NULL; an
@@ -236,13 +241,14 @@ pub unsafe extern "C" fn mustafar_attend_workspace_size(
 ///                         if mustafar_attend_workspace_size says 0. Not shared with a call that may run at the same
 ///                         time.
 /// @param workspace_bytes  Bytes at `workspace`, at least what mustafar_attend_workspace_size says.
-/// @param stream           CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; BUFFER_TOO_SMALL for the workspace; OUT_OF_RANGE for lengths, rows and page numbers;
-///         INVALID_ARGUMENT for shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER,
-///         MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream           CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; BUFFER_TOO_SMALL for the workspace; on the CPU OUT_OF_RANGE for q_indptr, lengths, rows, first and
+///         page numbers, which CUDA trusts: it reads or writes wherever wrong ones lead; INVALID_ARGUMENT for
+///         shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER, MISALIGNED, OVERFLOW,
+///         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
 ///
 /// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
-/// same split_tokens and instruction set. Thread-safe: yes, with a workspace each.
+/// same instruction set or device, and see split_tokens. Thread-safe: yes, with a workspace each.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_attend(
     context: *const mustafar_context,

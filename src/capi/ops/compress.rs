@@ -23,11 +23,11 @@ pub struct mustafar_compress_args {
     pub mask: *const u8,
     /// Destination: ragged pages. Required.
     pub pool: *const mustafar_pool_mut,
-    /// Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice. Rows
-    /// of the last page after the last token become empty. Required.
+    /// Page that receives tokens i * page_tokens and following, int32 [ceil(tokens / page_tokens)], no page twice
+    /// (checked on the CPU only). Rows of the last page after the last token become empty. Required.
     pub pages: *const i32,
-    /// Receives how many values each page holds, uint32 [pages, kv_heads]; on PAGE_OVERFLOW how many it would need.
-    /// May be NULL.
+    /// Receives how many values each page holds, uint32 [pages, kv_heads]; more than its capacity where it cannot hold
+    /// them and was not written. May be NULL.
     pub needed: *mut u32,
 }
 
@@ -39,13 +39,15 @@ extensible!(mustafar_compress_args, first_release_ends_with needed, {
 ///
 /// @param context  The context.
 /// @param args     Tokens, mask and pages.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; PAGE_OVERFLOW for the first page whose rows do not fit, before any page is written; OUT_OF_RANGE for
-///         page numbers; INVALID_ARGUMENT for repeated pages, shapes or dtypes that differ, uniform pages;
-///         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; on the CPU PAGE_OVERFLOW for the first page whose rows do not fit, before any page is written,
+///         OUT_OF_RANGE for page numbers and INVALID_ARGUMENT for repeated ones. CUDA leaves a page that is too full or
+///         out of range as it was and counts it, see mustafar_context_take_device_errors; it writes the others.
+///         INVALID_ARGUMENT for shapes or dtypes that differ, uniform pages; NULL_POINTER, MISALIGNED, OVERFLOW,
+///         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: no. Graph capture: no. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes, for different
-/// pages.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates a list of its pages.
+/// Deterministic: yes, the same pages on every backend. Thread-safe: yes, for different pages.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_compress(
     context: *const mustafar_context,

@@ -37,12 +37,14 @@ extensible!(mustafar_decompress_args, first_release_ends_with out, {
 ///
 /// @param context  The context.
 /// @param args     Pages and destination.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; CORRUPT_DATA for rows that leave their page;
-///         INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as
-///         docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; on the CPU OUT_OF_RANGE for lengths and page numbers, and CORRUPT_DATA for rows that leave their
+///         page. CUDA counts them, see mustafar_context_take_device_errors: tokens without a page are not written, rows
+///         whose bitmap does not fit their values become +0. INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED,
+///         OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same bits on every backend.
+/// Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_decompress(
     context: *const mustafar_context,

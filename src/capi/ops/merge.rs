@@ -33,16 +33,17 @@ pub struct mustafar_merge_args {
 
 extensible!(mustafar_merge_args, first_release_ends_with lse, { struct_size, a, a_lse, b, b_lse, out, lse });
 
-/// Combines attention over two disjoint sets of tokens: (exp(a_lse) * a + exp(b_lse) * b) / (exp(a_lse) + exp(b_lse)) in
-/// float32 and without overflow; 0 and -inf where neither side has tokens.
+/// Combines attention over two disjoint sets of tokens: (exp(a_lse) * a + exp(b_lse) * b) / (exp(a_lse) + exp(b_lse))
+/// in float32 and without overflow; 0 and -inf where neither side has tokens.
 ///
 /// @param context  The context.
 /// @param args     The partial results and the destination.
-/// @param stream   CUDA stream; NULL on the CPU backend.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return SUCCESS; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as
 ///         docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+/// device. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_merge(
     context: *const mustafar_context,

@@ -41,7 +41,8 @@ pub struct mustafar_prune_args {
     pub dropped: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// Selection weights, float [heads, dim], each >= 0: the score is abs(x) * w. TOKEN only. NULL: plain magnitude.
+    /// Selection weights, float [heads, dim], each >= 0 (checked on the CPU only): the score is abs(x) * w. TOKEN only.
+    /// NULL: plain magnitude.
     pub weights: *const f32,
     /// Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
     /// be NULL.
@@ -79,12 +80,13 @@ fn selection(code: u32, keep: u32, dropped: u32) -> Result<Selection> {
 ///
 /// @param context  The context.
 /// @param args     Tensor, selection and optional weights and mask.
-/// @param stream   CUDA stream; NULL on the CPU backend.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return SUCCESS; UNSUPPORTED for a dtype or dim without kernels; INVALID_ARGUMENT for selection, keep, dropped,
-///         tokens, weights that are negative, NaN or do not apply, overlapping rows; NULL_POINTER, MISALIGNED,
-///         OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+///         tokens, weights that do not apply or on the CPU are negative or NaN, overlapping rows; NULL_POINTER,
+///         MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, on every backend. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, the same bits on every backend.
+/// Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_prune(
     context: *const mustafar_context,

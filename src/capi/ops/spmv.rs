@@ -63,11 +63,14 @@ extensible!(mustafar_spmv_value_args, first_release_ends_with out, {
 ///
 /// @param context  The context.
 /// @param args     Queries, key pages and destination.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; OUT_OF_RANGE for lengths and page numbers; INVALID_ARGUMENT for shapes, heads and scale;
-///         NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; on the CPU OUT_OF_RANGE for lengths and page numbers. CUDA counts them, see
+///         mustafar_context_take_device_errors: scores of tokens without a page are not written, a damaged row counts
+///         as +0. INVALID_ARGUMENT for shapes, heads and scale; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
+///         VERSION_MISMATCH as docs/c-api.md describes.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+/// device. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_spmv_key(
     context: *const mustafar_context,
@@ -102,10 +105,11 @@ pub unsafe extern "C" fn mustafar_spmv_key(
 ///
 /// @param context  The context.
 /// @param args     Weights, value pages and destination.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return As mustafar_spmv_key.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return As mustafar_spmv_key; on CUDA tokens without a page count as no tokens.
 ///
-/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes, for the same instruction set or
+/// device. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_spmv_value(
     context: *const mustafar_context,

@@ -20,8 +20,8 @@ pub struct mustafar_validate_args {
     pub pool: *const mustafar_pool,
     /// Which pages, and how many rows of them count. Required.
     pub sequences: *const mustafar_sequences,
-    /// CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation, which
-    /// mustafar_validate_record reads. CPU: NULL.
+    /// CUDA: one uint64_t of device memory that holds UINT64_MAX; it is lowered to the record of the first violation,
+    /// which mustafar_validate_record reads once it has been copied to the host. Required. CPU: NULL.
     pub record: *mut u64,
 }
 
@@ -31,12 +31,13 @@ extensible!(mustafar_validate_args, first_release_ends_with record, { struct_siz
 ///
 /// @param context  The context.
 /// @param args     Pages and sequences.
-/// @param stream   CUDA stream; NULL on the CPU backend.
-/// @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE for
-///         lengths and page numbers; INVALID_ARGUMENT for shapes; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
-///         VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; on the CPU CORRUPT_DATA with sequence, head, page and row of the first violation, and OUT_OF_RANGE
+///         for lengths and page numbers, all of which go to args.record on CUDA; INVALID_ARGUMENT for shapes and for a
+///         record on the CPU; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md
+///         describes.
 ///
-/// Async: on CUDA yes, the result is args.record; on the CPU the status is. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_validate(
     context: *const mustafar_context,
@@ -65,7 +66,7 @@ pub unsafe extern "C" fn mustafar_validate(
 ///         violation; INVALID_ARGUMENT for a number that is no record; NULL_POINTER, MISALIGNED, OVERFLOW, UNSUPPORTED,
 ///         VERSION_MISMATCH for the pool.
 ///
-/// Async: no. Graph capture: yes, touches no stream. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_validate_record(
     record: u64,
