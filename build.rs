@@ -50,8 +50,7 @@ fn set_soname() {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
 }
 
-/// Decides whether to build kernels, builds them, and writes `fatbins.rs`, a table of them for the code that will launch
-/// them; nothing includes it yet.
+/// Decides whether to build kernels, builds them, and writes `fatbins.rs`, a table of them for the code that loads them.
 fn kernels() -> Result<(), String> {
     for name in ["MUSTAFAR_CUDA", "MUSTAFAR_CUDA_ARCHS", "NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
