@@ -89,12 +89,12 @@ proptest! {
     fn non_finite_values_are_not_hidden(step in step(), few in 0..30usize) {
         let lens = vec![few; step.lens.len()];
         scenes(&Step { dist: Dist::NonFinite, centers: 0, lens, ..step }, |context, scene| {
-            // There a value that a later query of the call sees reaches earlier ones as 0 times infinity.
-            if is_cuda(context) && scene.step.q_len > 1 {
-                return;
-            }
             let (out, lse) = scene.run(context);
-            scene.check_non_finite(&context.to_string(), &out, &lse);
+            // On the tensor cores such a value also meets the zeros of the channel beside it and of earlier queries.
+            match is_cuda(context) {
+                true => scene.check_none_hidden(&out),
+                false => scene.check_non_finite(&context.to_string(), &out, &lse),
+            }
         });
     }
 

@@ -104,6 +104,10 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 
 /// Attention with float32 accumulation: `softmax(scores) . v` over all tokens a query sees.
 ///
+/// A value that is not finite makes its channel of the output so, for every query that sees it. On CUDA it may also do
+/// so to the other channel of its pair (2i, 2i + 1) and to the other queries of the sequence in the call, since tensor
+/// cores multiply it by their zeros.
+///
 /// `workspace` is scratch of at least [`attend_workspace`] bytes, 16-byte aligned; its contents do not matter.
 ///
 /// CUDA multiplies in one type: queries and dense tokens are rounded to the dtype of the pages (without pages to that

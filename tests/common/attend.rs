@@ -293,6 +293,15 @@ impl Scene {
         self.check_with(what, out, lse, |x| if x.is_finite() { x } else { f64::NAN });
     }
 
+    /// Fails where the reference has an infinity or NaN and the result a number.
+    pub fn check_none_hidden(&self, out: &Dense) {
+        for (i, (expected, _)) in self.expected.iter().enumerate() {
+            let (t, h) = (i / self.step.q_heads, i % self.step.q_heads);
+            let hidden = |(found, expected): (f64, &f64)| found.is_finite() && !expected.is_finite();
+            assert!(!out.row(0, t, h).into_iter().zip(expected).any(hidden), "query {t}, head {h}");
+        }
+    }
+
     fn tolerance(&self, stored: DType, scale: f64) -> Tolerance {
         let types = [self.step.k.dtype(), self.step.q_dtype, self.step.dense_dtype];
         match self.step.coarse {
