@@ -6,9 +6,11 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use indicatif::ProgressBar;
-use mustafar::Context;
+use mustafar::{Context, DType, Stream};
 use workload::Workload;
 
+#[path = "../ffi-examples/rust/speed/memory.rs"]
+mod memory;
 #[path = "../ffi-examples/rust/speed/workload.rs"]
 mod workload;
 
@@ -21,6 +23,7 @@ struct Options {
     tokens: usize,
     keep_k: usize,
     keep_v: usize,
+    dtype: DType,
 }
 
 /// What the example shows while a workload is made; here criterion reports.
@@ -41,16 +44,18 @@ fn attend(criterion: &mut Criterion) {
                 tokens: 8192,
                 keep_k: keep,
                 keep_v: keep,
+                dtype: DType::F16,
             };
-            let mut workload = Workload::new(&context, &options, &ProgressBar::hidden()).unwrap();
+            let mut workload =
+                Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
             group.throughput(Throughput::Bytes(workload.compressed_bytes() as u64));
             group.bench_function(BenchmarkId::new(format!("compressed/D{head_dim}"), keep), |b| {
-                b.iter(|| workload.attend_compressed(&context).unwrap());
+                b.iter(|| workload.attend_compressed().unwrap());
             });
             if sparsity == 0.5 {
                 group.throughput(Throughput::Bytes(workload.dense_bytes() as u64));
                 group.bench_function(BenchmarkId::new("dense", format!("D{head_dim}")), |b| {
-                    b.iter(|| workload.attend_dense(&context).unwrap());
+                    b.iter(|| workload.attend_dense().unwrap());
                 });
             }
         }
@@ -60,11 +65,19 @@ fn attend(criterion: &mut Criterion) {
 
 fn append(criterion: &mut Criterion) {
     let context = Context::cpu(1).unwrap();
-    let options =
-        Options { batch: 16, q_heads: 32, kv_heads: 8, head_dim: 128, tokens: 64, keep_k: 39, keep_v: 39 };
-    let mut workload = Workload::new(&context, &options, &ProgressBar::hidden()).unwrap();
+    let options = Options {
+        batch: 16,
+        q_heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        tokens: 64,
+        keep_k: 39,
+        keep_v: 39,
+        dtype: DType::F16,
+    };
+    let mut workload = Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
     criterion.bench_function("append/16 sequences x 8 heads", |b| {
-        b.iter(|| workload.append_last(&context).unwrap());
+        b.iter(|| workload.append_last().unwrap());
     });
 }
 

@@ -1,4 +1,4 @@
-//! How fast attention over compressed pages is, next to dense f16 attention by the same library.
+//! How fast attention over compressed pages is, next to dense attention by the same library.
 //!
 //! ```text
 //! cargo run --release --example speed -- --backend cpu --batch 1 --q-heads 32 --kv-heads 8 --head-dim 128 \
@@ -6,20 +6,32 @@
 //! ```
 //!
 //! Compressed and dense runs take turns, so that both see the same machine; every time is a median. One decode
-//! step is measured: one query token per sequence over `--tokens` tokens each.
+//! step is measured: one query token per sequence over `--tokens` tokens each. On CUDA times are those of events around
+//! the work, with nothing in the L2 cache before; dense attention there is this library's, not the fastest there is.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "speed/gpu.rs"]
+mod gpu;
+#[path = "speed/memory.rs"]
+mod memory;
+#[path = "speed/meter.rs"]
+mod meter;
 #[path = "speed/workload.rs"]
 mod workload;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use mustafar::{Context, Error};
+use meter::Meter;
+use mustafar::{DType, Error};
 use std::process::ExitCode;
-use std::time::Instant;
 use workload::Workload;
 
-/// Measures decode attention over a compressed KV cache against dense f16.
+/// Measures decode attention over a compressed KV cache against this library's attention over dense tokens
+///
+/// Compressed and dense runs take turns; every time is a median. With --backend cuda times come from CUDA events and the
+/// L2 cache is emptied before every run. Dense attention there is this library's kernel over a dense window: it is not
+/// the fastest dense attention there is, see docs/performance.md.
 #[derive(Debug, Parser)]
 #[command(name = "speed")]
 struct Options {
@@ -47,7 +59,10 @@ struct Options {
     /// Values kept per value row, 1 to D
     #[arg(long, value_name = "N", default_value_t = 39)]
     keep_v: usize,
-    /// Threads of the CPU backend
+    /// Type of K, V and queries
+    #[arg(long, default_value = "f16", value_parser = PossibleValuesParser::new(["f16", "bf16"]).map(dtype))]
+    dtype: DType,
+    /// Threads of the CPU backend; not for --backend cuda
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
     /// Print one JSON object instead of a table
@@ -55,18 +70,21 @@ struct Options {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackendName {
+    /// This host
     Cpu,
+    /// CUDA device 0
     Cuda,
+}
+
+fn dtype(name: String) -> DType {
+    if name == "bf16" { DType::Bf16 } else { DType::F16 }
 }
 
 /// Measured repetitions, after [`WARM_UP`] that are not.
 const ROUNDS: usize = 21;
 const WARM_UP: usize = 3;
-/// Bytes copied to measure bandwidth; far beyond any cache.
-const COPY_BYTES: usize = 256 << 20;
-const COPY_ROUNDS: u64 = 7;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -88,7 +106,8 @@ fn main() -> ExitCode {
 
 /// Medians in microseconds and gigabytes (10^9 bytes) per second.
 struct Results {
-    level: String,
+    /// What the times were taken on.
+    backend: String,
     attend_us: f64,
     dense_us: f64,
     append_us: f64,
@@ -120,62 +139,56 @@ impl Results {
     }
 
     fn print(&self, options: &Options) {
-        let Options { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, threads, .. } = options;
+        let Options { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, .. } = options;
         println!(
             "batch {batch}, {q_heads} query / {kv_heads} KV heads of {head_dim}, {tokens} tokens, keep {keep_k} / {keep_v}, \
-             {threads} threads, {}",
-            self.level
+             {dtype}, {}",
+            self.backend
         );
         let dense_gbps = self.dense_bytes as f64 / self.dense_us / 1e3;
         println!("{:<12}{:>12}{:>12}{:>10}{:>10}", "", "us", "MB", "GB/s", "of copy");
         for (name, us, bytes, gbps) in [
             ("compressed", self.attend_us, self.bytes, self.gbps()),
-            ("dense f16", self.dense_us, self.dense_bytes, dense_gbps),
+            ("dense", self.dense_us, self.dense_bytes, dense_gbps),
         ] {
             let (mb, share) = (bytes as f64 / 1e6, 100.0 * gbps / self.copy_gbps);
             println!("{name:<12}{us:>12.1}{mb:>12.1}{gbps:>10.2}{share:>9.0}%");
         }
         println!("speedup {:.2}", self.speedup());
         println!("append of one token to every sequence: {:.1} us", self.append_us);
-        println!("memory copy with the same threads: {:.2} GB/s (read + write)", self.copy_gbps);
+        println!("memory copy in the same run: {:.2} GB/s (read + write)", self.copy_gbps);
     }
 }
 
 fn measure(options: &Options) -> Result<Results, Error> {
-    let context = match options.backend {
-        BackendName::Cpu => Context::cpu(options.threads)?,
-        BackendName::Cuda => {
-            return Err(Error::Unavailable {
-                reason: "--backend cuda: this build has no CUDA backend; allowed: cpu".into(),
-            });
-        }
-    };
     check(options)?;
+    let (context, meter) = Meter::open(options)?;
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{msg:28} {bar:40} {pos}/{len} {elapsed}")
             .expect("the template names fields that exist"),
     );
-    let mut workload = Workload::new(&context, options, &bar)?;
-    let copy_gbps = copy_bandwidth(options.threads, &bar);
+    let mut workload = Workload::new(&context, meter.stream(), options, &bar)?;
+    bar.set_message("memory copy");
+    let copy_gbps = meter.copy_bandwidth()?;
 
     bar.set_message("attention");
     begin(&bar, (WARM_UP + ROUNDS) as u64);
     let (mut compressed, mut dense) = (Vec::new(), Vec::new());
     for _ in 0..WARM_UP + ROUNDS {
-        compressed.push(timed(|| workload.attend_compressed(&context))?);
-        dense.push(timed(|| workload.attend_dense(&context))?);
+        compressed.push(meter.time(|| workload.attend_compressed())?);
+        dense.push(meter.time(|| workload.attend_dense())?);
         bar.inc(1);
     }
     bar.set_message("append");
     begin(&bar, (WARM_UP + ROUNDS) as u64);
     let mut append = Vec::new();
     for _ in 0..WARM_UP + ROUNDS {
-        append.push(timed(|| workload.append_last(&context))?);
+        append.push(meter.time(|| workload.append_last())?);
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(Results {
-        level: context.level().map_or_else(|| context.to_string(), |level| level.to_string()),
+        backend: context.to_string(),
         attend_us: median(compressed),
         dense_us: median(dense),
         append_us: median(append),
@@ -191,13 +204,6 @@ fn begin(bar: &ProgressBar, length: u64) {
     bar.set_position(0);
 }
 
-/// Microseconds that `work` takes.
-fn timed(work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
-    let start = Instant::now();
-    work()?;
-    Ok(start.elapsed().as_secs_f64() * 1e6)
-}
-
 /// Without the first few, which fill caches and page tables.
 fn median(mut times: Vec<f64>) -> f64 {
     times.drain(..WARM_UP);
@@ -205,32 +211,14 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Bytes read and written per second by plain copies on `threads` threads, the best of a few.
-fn copy_bandwidth(threads: usize, bar: &ProgressBar) -> f64 {
-    bar.set_message("memory copy");
-    begin(bar, COPY_ROUNDS);
-    let (from, mut to) = (vec![1u8; COPY_BYTES], vec![2u8; COPY_BYTES]);
-    let share = COPY_BYTES.div_ceil(threads);
-    let mut best = f64::INFINITY;
-    for _ in 0..COPY_ROUNDS {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for (from, to) in from.chunks(share).zip(to.chunks_mut(share)) {
-                scope.spawn(move || to.copy_from_slice(from));
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64());
-        std::hint::black_box(&to);
-        bar.inc(1);
-    }
-    2.0 * COPY_BYTES as f64 / best / 1e9
-}
-
 /// What the library would only find out after minutes of preparation, or not at all.
 fn check(options: &Options) -> Result<(), Error> {
     let invalid = |argument, value: usize, allowed: String| {
         Err(Error::InvalidArgument { argument, value: value.to_string(), allowed })
     };
+    if options.backend == BackendName::Cuda && options.threads != 1 {
+        return invalid("--threads", options.threads, "1 with --backend cuda, which has no threads".into());
+    }
     for (argument, value) in [
         ("--batch", options.batch),
         ("--q-heads", options.q_heads),
