@@ -89,7 +89,7 @@ fn bench_append(c: &mut Criterion) {
         for (dtype, keep) in [(DType::F16, 39), (DType::F16, 64), (DType::Bf16, 64)] {
             let x = dense(dtype);
             let mut pool = Pool::new(PageFormat::uniform(dtype, DIM, PAGE_TOKENS, keep).unwrap());
-            let id = |what: &str| BenchmarkId::new(format!("{dtype} keep {keep}{what}"), context);
+            let id = |what: &str| BenchmarkId::new(format!("{dtype} keep {keep}{what}"), &context);
             group.bench_function(id(""), |b| b.iter(|| append(&context, &x, &mut pool, None, None)));
             if keep == 39 {
                 group.bench_function(id(" weighted"), |b| {
@@ -121,7 +121,7 @@ fn bench_decompress(c: &mut Criterion) {
     for context in contexts() {
         for dtype in [DType::F16, DType::F32] {
             group.throughput(Throughput::Bytes((TOKENS * HEADS * DIM * dtype.bytes()) as u64));
-            group.bench_function(BenchmarkId::new(format!("keep 39 to {dtype}"), context), |b| {
+            group.bench_function(BenchmarkId::new(format!("keep 39 to {dtype}"), &context), |b| {
                 b.iter(|| {
                     let out = TensorMut::new("out", MemMut::host(&mut out), dtype, shape()).unwrap();
                     let args = Decompress { pool: pool.view(), sequences, center: None, out };
@@ -148,7 +148,7 @@ fn bench_prune_and_compress(c: &mut Criterion) {
                 ops::prune(&context, Stream::NONE, args).unwrap();
             };
             // A fresh copy each time: pruned rows would end the search early.
-            group.bench_function(BenchmarkId::new(name, context), |b| {
+            group.bench_function(BenchmarkId::new(name, &context), |b| {
                 b.iter_batched_ref(|| x.clone(), run, BatchSize::LargeInput);
             });
         }
@@ -165,7 +165,7 @@ fn bench_prune_and_compress(c: &mut Criterion) {
     let mut pool = Pool::new(PageFormat::ragged(DType::F16, DIM, PAGE_TOKENS, 2 * 10 * DIM).unwrap());
     let pages: Vec<i32> = (0..PAGES as i32).collect();
     for context in contexts() {
-        group.bench_function(BenchmarkId::new("non-zeros, 10 of 32", context), |b| {
+        group.bench_function(BenchmarkId::new("non-zeros, 10 of 32", &context), |b| {
             b.iter(|| {
                 let x = Tensor::new("x", Mem::host(&x), DType::F16, shape()).unwrap();
                 let pages = Mem::host(&pages);
