@@ -176,6 +176,21 @@ fn several_query_tokens() {
 }
 
 #[test]
+fn every_number_of_query_tokens_up_to_16_and_a_chunk() {
+    for queries in (1..=16).chain([128]) {
+        for heads in [(4, 1), (6, 2)] {
+            let plain = Spec::plain(heads, 64, 20, 150);
+            check(Spec {
+                queries: vec![queries, queries],
+                window: Some(vec![queries, 3]),
+                compressed: Some((vec![150, 20], Pages::Table)),
+                ..plain
+            });
+        }
+    }
+}
+
+#[test]
 fn scale_softcap_sliding_window() {
     for scale in [None, Some(0.0), Some(-0.3), Some(2.5)] {
         for softcap in [None, Some(0.5), Some(30.0)] {

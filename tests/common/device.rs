@@ -1,6 +1,7 @@
 //! A GPU for the tests, if there is one, and memory on it.
 #![allow(unsafe_code, clippy::print_stderr)]
 
+use super::bytes::POISON;
 use cudarc::driver::{result, sys};
 use mustafar::{Context, Error, Mem, MemMut, Place, Stream};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -19,8 +20,15 @@ pub fn cuda() -> Option<&'static Context> {
     CONTEXT.get_or_init(open).as_ref()
 }
 
-/// Makes the primary context of device 0 current, as an application does, so that the functions here can allocate.
+/// Makes the primary context of device 0 current where nothing is, as an application does, so that the functions here
+/// can allocate.
 pub fn make_current() {
+    if result::ctx::get_current().expect("a driver").is_none() {
+        make_primary_current();
+    }
+}
+
+pub fn make_primary_current() {
     static PRIMARY: OnceLock<usize> = OnceLock::new();
     let primary = *PRIMARY.get_or_init(|| {
         let device = result::device::get(0).expect("a device");
@@ -73,16 +81,23 @@ pub struct DeviceCopy {
 
 impl DeviceCopy {
     pub fn new(host: &[u8]) -> Self {
+        let new = Self::allocated(host.len(), host.as_ptr().addr() % 16);
+        new.write_at(0, host);
+        new
+    }
+
+    /// `bytes` bytes of poison.
+    pub fn poisoned(bytes: usize) -> Self {
+        let new = Self::allocated(bytes, 0);
+        new.poison();
+        new
+    }
+
+    fn allocated(bytes: usize, shift: usize) -> Self {
         make_current();
-        let shift = host.as_ptr().addr() % 16;
         // SAFETY: the size is not 0; freed in `drop`.
-        let base = unsafe { result::malloc_sync(shift + host.len().max(1)) }.expect("device memory");
-        let address = base + shift as u64;
-        if !host.is_empty() {
-            // SAFETY: the allocation holds `shift` and `host.len()` bytes.
-            unsafe { result::memcpy_htod_sync(address, host) }.expect("a copy to the device");
-        }
-        Self { base, address, bytes: host.len() }
+        let base = unsafe { result::malloc_sync(shift + bytes.max(1)) }.expect("device memory");
+        Self { base, address: base + shift as u64, bytes }
     }
 
     pub fn address(&self) -> u64 {
@@ -101,18 +116,43 @@ impl DeviceCopy {
 
     pub fn read(&self) -> Vec<u8> {
         let mut host = vec![0u8; self.bytes];
-        if !host.is_empty() {
-            // SAFETY: the allocation holds as many bytes.
-            unsafe { result::memcpy_dtoh_sync(&mut host, self.address) }.expect("a copy from the device");
-        }
+        self.read_at(0, &mut host);
         host
     }
 
-    pub fn write(&self, host: &[u8]) {
-        assert!(host.len() <= self.bytes);
-        // SAFETY: the allocation holds as many bytes.
-        unsafe { result::memcpy_htod_sync(self.address, host) }.expect("a copy to the device");
+    pub fn read_at(&self, at: usize, host: &mut [u8]) {
+        assert!(at + host.len() <= self.bytes);
+        if !host.is_empty() {
+            // SAFETY: the allocation holds as many bytes.
+            unsafe { result::memcpy_dtoh_sync(host, self.address + at as u64) }
+                .expect("a copy from the device");
+        }
     }
+
+    pub fn write_at(&self, at: usize, host: &[u8]) {
+        assert!(at + host.len() <= self.bytes);
+        if !host.is_empty() {
+            // SAFETY: the allocation holds as many bytes.
+            unsafe { result::memcpy_htod_sync(self.address + at as u64, host) }
+                .expect("a copy to the device");
+            wait_for_default_stream();
+        }
+    }
+
+    /// Fills it with poison.
+    pub fn poison(&self) {
+        if self.bytes > 0 {
+            // SAFETY: the allocation holds as many bytes.
+            unsafe { result::memset_d8_sync(self.address, POISON, self.bytes) }.expect("poison");
+            wait_for_default_stream();
+        }
+    }
+}
+
+/// Copies from pageable memory and memset may end before their effect is there, and test streams do not wait for it.
+fn wait_for_default_stream() {
+    // SAFETY: null is the default stream.
+    unsafe { result::stream::synchronize(std::ptr::null_mut()) }.expect("the default stream ends");
 }
 
 impl Drop for DeviceCopy {
