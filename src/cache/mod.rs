@@ -12,6 +12,12 @@
 //! - centres `[layers][max_sequences][kv_heads][head_dim]`, f32, if keys are centred.
 //! - one workspace for the attention of every layer.
 //!
+//! On CUDA all of it is device memory, and so is what callers pass. `append` and `attend` are submitted to the stream and do
+//! not wait for it (but for a workspace that has to grow); their small arrays go through a ring of page-locked memory, which
+//! waits only for calls long ago. Calls of one cache must be ordered: one stream, or streams that wait for each other.
+//! `fork`, `save` and `restore` wait for the whole device. No call may be captured in a graph: what an engine wants to
+//! capture are the ops.
+//!
 //! ```
 //! use half::f16;
 //! use mustafar::{Cache, CacheAttend, CacheConfig, Context, DType, Mem, MemMut, Shape, Stream, Tensor, TensorMut};
