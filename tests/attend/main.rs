@@ -36,11 +36,7 @@ fn compare(what: &str, case: &Case, got: &Results) {
 
 fn tolerance(spec: &Spec, stored: DType, scale: f64) -> Tolerance {
     let types = [spec.k.dtype(), spec.q, spec.dense.0];
-    match spec.coarse {
-        true if types.contains(&DType::Bf16) => Tolerance::on_cuda(DType::Bf16, stored, scale),
-        true => Tolerance::on_cuda(DType::F16, stored, scale),
-        false => Tolerance::new(stored, scale),
-    }
+    Tolerance::of_attention(spec.coarse, types, stored, scale)
 }
 
 /// Runs the batch on the CPU at every instruction level, and its nearest relative on the GPU.

@@ -307,11 +307,7 @@ impl Scene {
 
     fn tolerance(&self, stored: DType, scale: f64) -> Tolerance {
         let types = [self.step.k.dtype(), self.step.q_dtype, self.step.dense_dtype];
-        match self.step.coarse {
-            true if types.contains(&DType::Bf16) => Tolerance::on_cuda(DType::Bf16, stored, scale),
-            true => Tolerance::on_cuda(DType::F16, stored, scale),
-            false => Tolerance::new(stored, scale),
-        }
+        Tolerance::of_attention(self.step.coarse, types, stored, scale)
     }
 
     fn check_with(&self, what: &str, out: &Dense, lse: &Dense, view: impl Fn(f64) -> f64) {

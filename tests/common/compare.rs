@@ -35,6 +35,15 @@ impl Tolerance {
 }
 
 impl Tolerance {
+    /// For attention over values of `types`, on CUDA if they are [`super::coarse`].
+    pub fn of_attention(coarse: bool, types: [DType; 3], stored: DType, scale: f64) -> Self {
+        match coarse {
+            true if types.contains(&DType::Bf16) => Self::on_cuda(DType::Bf16, stored, scale),
+            true => Self::on_cuda(DType::F16, stored, scale),
+            false => Self::new(stored, scale),
+        }
+    }
+
     /// For attention on CUDA with pages, or dense tokens, of `values`: probabilities are rounded to that type before
     /// they meet the tensor cores. Queries and dense tokens are too; see [`super::coarse`].
     pub fn on_cuda(values: DType, stored: DType, scale: f64) -> Self {
