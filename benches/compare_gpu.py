@@ -98,17 +98,14 @@ class Pages:
         return Call(self.library, self.context, args)
 
 
-class Window:
+def attend_window(library, context, q, k, v):
     """The same tokens, all of them dense, through mustafar."""
-
-    @staticmethod
-    def attend(library, context, q, k, v):
-        batch, tokens = k.shape[:2]
-        lens = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
-        q = q[None, :, 0]
-        window = Dense(k=tensor(k), v=tensor(v), lens=lens)
-        args = AttendArgs(q=tensor(q), out=tensor(torch.empty_like(q)), batch=batch, window=window)
-        return Call(library, context, args)
+    batch, tokens = k.shape[:2]
+    lens = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
+    q = q[None, :, 0]
+    window = Dense(k=tensor(k), v=tensor(v), lens=lens)
+    args = AttendArgs(q=tensor(q), out=tensor(torch.empty_like(q)), batch=batch, window=window)
+    return Call(library, context, args)
 
 
 class Call:
@@ -190,7 +187,7 @@ def compare(library, context, shape, options, flush):
         for split in [0, *options.split]:
             name = f"keep {keep}" + (f" split {split}" if split else "")
             calls[name], touched[name] = pages.attend(q, split), pages.bytes
-    calls["mustafar dense"], touched["mustafar dense"] = Window.attend(library, context, q, k, v), dense_bytes
+    calls["mustafar dense"], touched["mustafar dense"] = attend_window(library, context, q, k, v), dense_bytes
     contenders = {
         "cudnn": lambda: of_torch(SDPBackend.CUDNN_ATTENTION, q, k, v),
         "flash": lambda: of_torch(SDPBackend.FLASH_ATTENTION, q, k, v),
