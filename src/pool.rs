@@ -302,6 +302,26 @@ impl Sequences<'_> {
     pub fn max_pages(&self, page_tokens: usize) -> usize {
         self.max_len.div_ceil(page_tokens)
     }
+
+    /// Pages from one sequence to the next: of the table's rows, or of contiguous sequences.
+    pub(crate) fn page_stride(&self, page_tokens: usize) -> usize {
+        if self.table.is_some() { self.table_stride } else { self.max_pages(page_tokens) }
+    }
+
+    /// Entries of `table` that may be read.
+    pub(crate) fn table_len(&self, page_tokens: usize) -> Result<usize> {
+        let Some(before) = self.batch.checked_sub(1) else { return Ok(0) };
+        before
+            .checked_mul(self.page_stride(page_tokens))
+            .and_then(|n| n.checked_add(self.max_pages(page_tokens)))
+            .ok_or(Error::Overflow { argument: "sequences.table" })
+    }
+
+    /// Entries of `lens`.
+    pub(crate) fn lens_len(&self, kv_heads: usize) -> Result<usize> {
+        let per_sequence = if self.lens_per_head { kv_heads } else { 1 };
+        self.batch.checked_mul(per_sequence).ok_or(Error::Overflow { argument: "sequences.lens" })
+    }
 }
 
 #[cfg(test)]

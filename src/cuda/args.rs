@@ -9,7 +9,7 @@ use crate::ops::attend::Center;
 use crate::pool::{PoolLayout, Sequences};
 use crate::tensor::{Tensor, TensorMut};
 use std::ffi::c_void;
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 impl Device {
     /// `count` elements for reading. A context must be current, as in all functions here.
@@ -51,7 +51,7 @@ impl Device {
         mem: Option<&mut MemMut<'_>>,
         count: usize,
     ) -> Result<*mut T> {
-        mem.map_or(Ok(std::ptr::null_mut()), |mem| self.write(argument, mem, count))
+        mem.map_or(Ok(null_mut()), |mem| self.write(argument, mem, count))
     }
 
     /// Elements of a tensor, aligned for its dtype.
@@ -70,8 +70,17 @@ impl Device {
         tensor: &mut TensorMut<'_>,
     ) -> Result<*mut c_void> {
         tensor.shape.check_disjoint(argument)?;
-        let view = Tensor::new(argument, tensor.mem.as_ref(), tensor.dtype, tensor.shape)?;
+        let view = Tensor { mem: tensor.mem.as_ref(), dtype: tensor.dtype, shape: tensor.shape };
         Ok(self.tensor(argument, &view)?.cast_mut())
+    }
+
+    /// Where a log-sum-exp goes, null if nowhere, and its strides over tokens and heads.
+    pub(super) fn lse(&self, lse: Option<&mut TensorMut<'_>>) -> Result<(*mut f32, i64, i64)> {
+        let Some(lse) = lse else { return Ok((null_mut(), 0, 0)) };
+        let shape = lse.shape;
+        let token_stride = stride("lse", shape.tokens, shape.token_stride)?;
+        let head_stride = stride("lse", shape.heads, shape.head_stride)?;
+        Ok((self.tensor_mut("lse", lse)?.cast(), token_stride, head_stride))
     }
 
     /// Refuses a tensor that no op could read.
@@ -101,8 +110,7 @@ impl Device {
         dim: usize,
     ) -> Result<*const f32> {
         let Some(center) = center else { return Ok(null()) };
-        let count = center.batch.checked_mul(heads).and_then(|n| n.checked_mul(dim));
-        self.read(argument, &center.values, count.ok_or(Error::Overflow { argument })?)
+        self.read(argument, &center.values, center.count(argument, heads, dim)?)
     }
 
     /// Page table and lengths.
@@ -112,20 +120,11 @@ impl Device {
         layout: &PoolLayout,
     ) -> Result<SequencesParams> {
         let page_tokens = layout.format.page_tokens();
-        let max_pages = sequences.max_pages(page_tokens);
-        let stride = if sequences.table.is_some() { sequences.table_stride } else { max_pages };
-        let entries = match sequences.batch.checked_sub(1) {
-            None => Some(0),
-            Some(before) => before.checked_mul(stride).and_then(|n| n.checked_add(max_pages)),
-        };
-        let entries = entries.ok_or(Error::Overflow { argument: "sequences.table" })?;
-        let per_row = if sequences.lens_per_head { layout.kv_heads } else { 1 };
-        let lens = sequences.batch.checked_mul(per_row);
-        let lens = lens.ok_or(Error::Overflow { argument: "sequences.lens" })?;
+        let (entries, lens) = (sequences.table_len(page_tokens)?, sequences.lens_len(layout.kv_heads)?);
         Ok(SequencesParams {
             table: self.read_optional("sequences.table", sequences.table.as_ref(), entries)?,
             lens: self.read("sequences.lens", &sequences.lens, lens)?,
-            table_stride: int64("sequences.table_stride", stride)?,
+            table_stride: int64("sequences.table_stride", sequences.page_stride(page_tokens))?,
             lens_per_head: i32::from(sequences.lens_per_head),
             page_tokens: int32("page_tokens", page_tokens)?,
         })
@@ -133,9 +132,11 @@ impl Device {
 
     /// Refuses what the driver knows to lie elsewhere than on this device.
     fn check(&self, argument: &'static str, address: u64) -> Result<()> {
+        if address == 0 {
+            return Ok(()); // nothing is read there
+        }
         let allowed = || format!("memory of CUDA device {}", self.ordinal());
         match address_of(address)? {
-            _ if address == 0 => Ok(()),
             AddressOf::Device(ordinal) if ordinal == self.ordinal() => Ok(()),
             AddressOf::Device(ordinal) => {
                 Err(Error::invalid(argument, format!("memory of CUDA device {ordinal}"), allowed()))

@@ -3,26 +3,23 @@
 
 use super::Device;
 use super::args::{int32, int64, stride};
-use super::kernels::{Family, Kernel, LaunchShape};
-use super::merge::grid_rows;
+use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
-use super::plan::{Bounds, Plan};
+use super::plan::{Bounds, Plan, TILE_TOKENS};
 use crate::backend::Stream;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::MemMut;
-use crate::ops::attend::checks::{DenseNames, SINKS, Shapes, WINDOW};
+use crate::ops::attend::checks::{DenseNames, SINKS, Shapes, WINDOW, WORKSPACE_ALIGN};
 use crate::ops::attend::{Attend, Dense};
 use crate::pool::PagePool;
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
 const ATTEND_THREADS: u32 = 128;
 const ATTEND_WARPS: usize = 4;
-const TILE_TOKENS: usize = 32;
 const COMBINE_THREADS: u32 = 256;
 /// Offsets of the rows of a ragged tile, K and V.
 const RAGGED_OFFSET_BYTES: usize = 512;
-const WORKSPACE_ALIGN: usize = 16;
 /// Kernels hold a sixteenth of the stride in 32 bits.
 const MAX_PAGE_STRIDE: usize = 64 << 30;
 
@@ -255,23 +252,21 @@ pub(crate) fn attend(
         )
     };
 
-    let (out, lse) = (args.out.shape, args.lse.as_ref().map(|lse| lse.shape));
-    let lse_stride = |n: usize, of: fn(&crate::tensor::Shape) -> usize| {
-        lse.as_ref().map_or(Ok(0), |lse| stride("lse", n, of(lse)))
-    };
+    let out = args.out.shape;
+    let (lse, lse_token_stride, lse_head_stride) = device.lse(args.lse.as_mut())?;
     let combine = CombineParams {
         partial_out,
         partial_lse,
         out_token_stride: stride("out", out.tokens, out.token_stride)?,
         out_head_stride: stride("out", out.heads, out.head_stride)?,
-        lse_token_stride: lse_stride(out.tokens, |s| s.token_stride)?,
-        lse_head_stride: lse_stride(out.heads, |s| s.head_stride)?,
+        lse_token_stride,
+        lse_head_stride,
         items,
         dim: int32("out.dim", dim)?,
         out_dtype: args.out.dtype as i32,
         reserved: 0,
         out: device.tensor_mut("out", &mut args.out)?,
-        lse: args.lse.as_mut().map_or(Ok(null_mut()), |lse| device.tensor_mut("lse", lse))?.cast(),
+        lse,
     };
     let grid = [grid_rows("q.heads", shapes.q_heads)?, grid_rows("q.tokens", shapes.total_q)?, 1];
     let combine_shape = LaunchShape {

@@ -3,10 +3,8 @@
 
 use super::Device;
 use super::args::{int32, stride};
-use super::kernels::{Kernel, LaunchShape};
-use super::merge::grid_rows;
+use super::kernels::{Kernel, LaunchShape, grid_rows, units, warps};
 use super::params::{CopyParams, CopyPlace, CopySide, MedianParams, MedianPart};
-use super::store::{units, warps};
 use crate::backend::Stream;
 use crate::cache::Place;
 use crate::error::Result;

@@ -264,6 +264,33 @@ impl LaunchShape {
     }
 }
 
+/// `kStoreWarps` of the kernels, and `kCopyWarps`.
+pub(super) const STORE_WARPS: u32 = 4;
+/// Blocks in the second and third dimension of a grid.
+const MAX_GRID_ROWS: usize = 65535;
+
+/// A dimension of the grid other than the first.
+pub(super) fn grid_rows(argument: &'static str, n: usize) -> Result<u32> {
+    if n > MAX_GRID_ROWS {
+        return Err(Error::unsupported(argument, n, format!("at most {MAX_GRID_ROWS} in one call")));
+    }
+    Ok(n as u32)
+}
+
+/// Product of what a launch goes over, which kernels count in 32 bits.
+pub(super) fn units(argument: &'static str, factors: &[usize]) -> Result<u32> {
+    let product = factors.iter().try_fold(1usize, |n, f| n.checked_mul(*f));
+    match product {
+        Some(n) if n < 1 << 31 => Ok(n as u32),
+        _ => Err(Error::unsupported(argument, format!("{factors:?} pieces of work"), "fewer than 2^31")),
+    }
+}
+
+/// Warps of `STORE_WARPS` to a block, one unit of work each.
+pub(super) fn warps(units: u32, rows: u32) -> LaunchShape {
+    LaunchShape::new([units.div_ceil(STORE_WARPS), rows, 1], 32 * STORE_WARPS)
+}
+
 fn allow_shared_memory(function: sys::CUfunction, bytes: u32) -> Result<()> {
     use sys::CUfunction_attribute_enum as Attribute;
     // SAFETY: the function is loaded.

@@ -3,27 +3,15 @@
 
 use super::Device;
 use super::args::{int32, stride};
-use super::kernels::{Kernel, LaunchShape};
+use super::kernels::{Kernel, LaunchShape, grid_rows};
 use super::params::{MergeOperand, MergeParams};
 use crate::backend::Stream;
 use crate::error::{Error, Result};
 use crate::ops::merge::Merge;
 use crate::tensor::Tensor;
-use std::ptr::null_mut;
 
 /// Threads of a block.
 const THREADS: u32 = 128;
-/// Blocks in the second and third dimension of a grid.
-pub(super) const MAX_GRID_ROWS: usize = 65535;
-
-/// A dimension of the grid other than the first.
-pub(super) fn grid_rows(argument: &'static str, n: usize) -> Result<u32> {
-    if n > MAX_GRID_ROWS {
-        return Err(Error::unsupported(argument, n, format!("at most {MAX_GRID_ROWS} in one call")));
-    }
-    Ok(n as u32)
-}
-
 pub(crate) fn merge(device: &Device, stream: Stream, args: &mut Merge<'_>) -> Result<()> {
     let _entered = device.context.enter()?;
     let shape = args.a.shape;
@@ -39,20 +27,18 @@ pub(crate) fn merge(device: &Device, stream: Stream, args: &mut Merge<'_>) -> Re
             reserved: 0,
         })
     };
-    let lse_stride = |n: usize, of: fn(&crate::tensor::Shape) -> usize| {
-        args.lse.as_ref().map_or(Ok(0), |lse| stride("lse", n, of(&lse.shape)))
-    };
+    let (lse, lse_token_stride, lse_head_stride) = device.lse(args.lse.as_mut())?;
     let params = MergeParams {
         a: operand(["a", "a_lse"], &args.a, &args.a_lse)?,
         b: operand(["b", "b_lse"], &args.b, &args.b_lse)?,
         out_token_stride: stride("out", shape.tokens, args.out.shape.token_stride)?,
         out_head_stride: stride("out", shape.heads, args.out.shape.head_stride)?,
-        lse_token_stride: lse_stride(shape.tokens, |s| s.token_stride)?,
-        lse_head_stride: lse_stride(shape.heads, |s| s.head_stride)?,
+        lse_token_stride,
+        lse_head_stride,
         out_dtype: args.out.dtype as i32,
         dim: int32("a.dim", shape.dim)?,
         out: device.tensor_mut("out", &mut args.out)?,
-        lse: args.lse.as_mut().map_or(Ok(null_mut()), |lse| device.tensor_mut("lse", lse))?.cast(),
+        lse,
     };
     let grid = [grid_rows("a.heads", shape.heads)?, grid_rows("a.tokens", shape.tokens)?, 1];
     // SAFETY: every pointer was checked to reach as far as tokens, heads and strides go, and views promise the memory

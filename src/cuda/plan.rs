@@ -5,7 +5,7 @@ use super::kernels::attend_rows;
 use crate::error::{Error, Result};
 
 /// Tokens of a tile: a warp's step. Splits are multiples of it.
-const TILE_TOKENS: usize = 32;
+pub(super) const TILE_TOKENS: usize = 32;
 
 /// Fewest tokens of an item: one tile for each warp of a block.
 const MIN_SPLIT: usize = 128;

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::args::{int32, stride};
-use super::kernels::{Family, Kernel, LaunchShape};
+use super::kernels::{Family, Kernel, LaunchShape, units};
 use super::params::{SpmvKeyParams, SpmvValueParams};
-use super::store::{store_pool, units};
+use super::store::store_pool;
 use super::{Counter, Device};
 use crate::backend::Stream;
 use crate::error::Result;

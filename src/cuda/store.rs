@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::args::{int32, int64, stride};
-use super::kernels::{Family, Kernel, LaunchShape};
+use super::kernels::{Family, Kernel, LaunchShape, STORE_WARPS, units, warps};
 use super::params::{
     self, AppendParams, CompressParams, DecompressParams, PruneParams, StorePool, ValidateParams,
 };
@@ -22,26 +22,10 @@ use std::ptr::null_mut;
 
 /// Tokens of one head that a warp takes: `kTileRows` of the kernels.
 const TILE_ROWS: usize = 16;
-/// `kStoreWarps` of the kernels.
-const STORE_WARPS: u32 = 4;
 /// `kValidateThreads` of the kernels.
 const VALIDATE_THREADS: u32 = 256;
 /// Channels that a warp of channel-direction prune takes.
 const PRUNE_CHANNELS: usize = 64;
-
-/// Product of what a launch goes over, which kernels count in 32 bits.
-pub(super) fn units(argument: &'static str, factors: &[usize]) -> Result<u32> {
-    let product = factors.iter().try_fold(1usize, |n, f| n.checked_mul(*f));
-    match product {
-        Some(n) if n < 1 << 31 => Ok(n as u32),
-        _ => Err(Error::unsupported(argument, format!("{factors:?} pieces of work"), "fewer than 2^31")),
-    }
-}
-
-/// Warps of `STORE_WARPS` to a block, one unit of work each.
-pub(super) fn warps(units: u32, rows: u32) -> LaunchShape {
-    LaunchShape::new([units.div_ceil(STORE_WARPS), rows, 1], 32 * STORE_WARPS)
-}
 
 /// A pool as the kernels take it.
 pub(super) fn store_pool(

@@ -5,7 +5,7 @@ pub(crate) mod checks;
 use crate::backend::{Context, Run, Stream};
 use crate::cpu;
 use crate::cuda;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
 use crate::pool::{PagePool, Sequences};
 use crate::tensor::{Tensor, TensorMut};
@@ -18,6 +18,14 @@ pub struct Center<'a> {
     pub values: Mem<'a>,
     /// Number of centres: 1 (one for all sequences) or one per sequence.
     pub batch: usize,
+}
+
+impl Center<'_> {
+    /// How many numbers the centres are.
+    pub(crate) fn count(&self, argument: &'static str, heads: usize, dim: usize) -> Result<usize> {
+        let count = self.batch.checked_mul(heads).and_then(|n| n.checked_mul(dim));
+        count.ok_or(Error::Overflow { argument })
+    }
 }
 
 /// The compressed tokens of a batch.

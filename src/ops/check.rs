@@ -87,8 +87,7 @@ pub(crate) struct HostCenter<'a> {
 impl<'a> HostCenter<'a> {
     /// Reads `[center.batch, heads, dim]`.
     pub(crate) fn new(argument: &'static str, center: &Center<'a>, heads: usize, dim: usize) -> Result<Self> {
-        let count = center.batch.checked_mul(heads).and_then(|n| n.checked_mul(dim));
-        let values = center.values.slice(argument, count.ok_or(Error::Overflow { argument })?)?;
+        let values = center.values.slice(argument, center.count(argument, heads, dim)?)?;
         Ok(Self { values, batch: center.batch, heads, dim })
     }
 
@@ -142,11 +141,8 @@ impl<'a> HostSequences<'a> {
         self::sequences(sequences, layout)?;
         let (batch, kv_heads) = (sequences.batch, layout.kv_heads);
         let page_tokens = layout.format.page_tokens();
-        let max_pages = sequences.max_pages(page_tokens);
-        let per_row = if sequences.lens_per_head { kv_heads } else { 1 };
         let argument = "sequences.lens";
-        let count = batch.checked_mul(per_row).ok_or(Error::Overflow { argument })?;
-        let lens = sequences.lens.slice::<i32>(argument, count)?;
+        let lens = sequences.lens.slice::<i32>(argument, sequences.lens_len(kv_heads)?)?;
         let max_len = i64::try_from(sequences.max_len).unwrap_or(i64::MAX);
         for (index, &len) in lens.iter().enumerate() {
             if len < 0 || i64::from(len) > max_len {
@@ -154,19 +150,9 @@ impl<'a> HostSequences<'a> {
                 return Err(Error::OutOfRange { argument, index, value, allowed });
             }
         }
-        let (table, stride) = match &sequences.table {
-            Some(table) => {
-                let argument = "sequences.table";
-                let count = match batch {
-                    0 => Some(0),
-                    _ => {
-                        (batch - 1).checked_mul(sequences.table_stride).and_then(|n| n.checked_add(max_pages))
-                    }
-                };
-                let table = table.slice(argument, count.ok_or(Error::Overflow { argument })?)?;
-                (Some(table), sequences.table_stride)
-            }
-            None => (None, max_pages),
+        let table = match &sequences.table {
+            Some(table) => Some(table.slice("sequences.table", sequences.table_len(page_tokens)?)?),
+            None => None,
         };
         let view = Self {
             batch,
@@ -175,7 +161,7 @@ impl<'a> HostSequences<'a> {
             lens,
             lens_per_head: sequences.lens_per_head,
             table,
-            stride,
+            stride: sequences.page_stride(page_tokens),
         };
         view.check_table(layout.num_pages)?;
         Ok(view)

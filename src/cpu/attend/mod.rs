@@ -14,7 +14,7 @@ use crate::cpu::simd_attend::{BLOCK, Simd};
 use crate::error::{Error, Result};
 use crate::mem::MemMut;
 use crate::ops::attend::Attend;
-use crate::ops::attend::checks::{Host, Shapes};
+use crate::ops::attend::checks::{Host, Shapes, WORKSPACE_ALIGN};
 use item::{Item, Scratch};
 use std::ops::Range;
 
@@ -24,8 +24,6 @@ const MAX_TILE_ROWS: usize = 16;
 
 /// Query rows up to which blocks are expanded in registers for each pass; above, a block is expanded once to float32.
 const DIRECT_ROWS: usize = 4;
-
-const WORKSPACE_ALIGN: usize = 16;
 
 /// The workspace: partial results `[batch][tile][kv_head][split]`, then scratch of each thread.
 ///

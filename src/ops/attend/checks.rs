@@ -18,6 +18,9 @@ const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 /// large enough that the partial results (2 KB for 4 heads of 128) are a few percent of what an item reads.
 const DEFAULT_SPLIT_TOKENS: usize = 512;
 
+/// Alignment of the workspace in bytes.
+pub(crate) const WORKSPACE_ALIGN: usize = 16;
+
 /// Sizes that every backend needs, consistent with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shapes {
