@@ -6,7 +6,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use indicatif::ProgressBar;
-use mustafar::{Context, DType, Stream};
+use mustafar::{Context, DType, Stream, ValueType};
 use workload::Workload;
 
 #[path = "../ffi-examples/rust/speed/memory.rs"]
@@ -24,6 +24,13 @@ struct Options {
     keep_k: usize,
     keep_v: usize,
     dtype: DType,
+    values: ValueType,
+}
+
+impl Options {
+    fn value_type(&self) -> ValueType {
+        self.values
+    }
 }
 
 /// What the example shows while a workload is made; here criterion reports.
@@ -34,7 +41,8 @@ fn attend(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attend");
     group.sample_size(20);
     for head_dim in mustafar::variants::HEAD_DIMS {
-        for sparsity in [0.5, 0.7] {
+        let types = if head_dim == 128 { &ValueType::all()[..] } else { &[ValueType::F16] };
+        for (sparsity, values) in [0.5, 0.7].into_iter().flat_map(|s| types.iter().map(move |v| (s, *v))) {
             let keep = mustafar::keep_for_sparsity(head_dim, sparsity).unwrap();
             let options = Options {
                 batch: 1,
@@ -44,15 +52,16 @@ fn attend(criterion: &mut Criterion) {
                 tokens: 8192,
                 keep_k: keep,
                 keep_v: keep,
-                dtype: DType::F16,
+                dtype: if values == ValueType::Bf16 { DType::Bf16 } else { DType::F16 },
+                values,
             };
             let mut workload =
                 Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
             group.throughput(Throughput::Bytes(workload.compressed_bytes() as u64));
-            group.bench_function(BenchmarkId::new(format!("compressed/D{head_dim}"), keep), |b| {
+            group.bench_function(BenchmarkId::new(format!("compressed/{values}/D{head_dim}"), keep), |b| {
                 b.iter(|| workload.attend_compressed().unwrap());
             });
-            if sparsity == 0.5 {
+            if sparsity == 0.5 && values == ValueType::F16 {
                 group.throughput(Throughput::Bytes(workload.dense_bytes() as u64));
                 group.bench_function(BenchmarkId::new("dense", format!("D{head_dim}")), |b| {
                     b.iter(|| workload.attend_dense().unwrap());
@@ -74,6 +83,7 @@ fn append(criterion: &mut Criterion) {
         keep_k: 39,
         keep_v: 39,
         dtype: DType::F16,
+        values: ValueType::F16,
     };
     let mut workload = Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
     criterion.bench_function("append/16 sequences x 8 heads", |b| {

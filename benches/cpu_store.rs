@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use mustafar::ops::{self, Append, AppendSide, Center, Compress, Decompress, Prune, Selection};
 use mustafar::{
     Context, DType, Level, Mem, MemMut, PageFormat, PagePool, PagePoolMut, PoolLayout, Sequences, Shape,
-    Stream, Tensor, TensorMut,
+    Stream, Tensor, TensorMut, ValueType,
 };
 
 const TOKENS: usize = 4096;
@@ -69,10 +69,16 @@ impl Pool {
     }
 }
 
-fn append(context: &Context, x: &[u16], pool: &mut Pool, weights: Option<&[f32]>, center: Option<&[f32]>) {
+fn append(
+    context: &Context,
+    (dtype, x): (DType, &[u16]),
+    pool: &mut Pool,
+    weights: Option<&[f32]>,
+    center: Option<&[f32]>,
+) {
     let slots: Vec<i64> = (0..TOKENS as i64).collect();
     let k = AppendSide {
-        x: Tensor::new("x", Mem::host(x), pool.layout.format.dtype(), shape()).unwrap(),
+        x: Tensor::new("x", Mem::host(x), dtype, shape()).unwrap(),
         weights: weights.map(Mem::host),
         center: center.map(|c| Center { values: Mem::host(c), batch: 1 }),
         pool: pool.view_mut(),
@@ -86,17 +92,25 @@ fn bench_append(c: &mut Criterion) {
     group.throughput(Throughput::Bytes((TOKENS * HEADS * DIM * 2) as u64));
     let weights = numbers(HEADS * DIM).into_iter().map(f32::abs).collect::<Vec<_>>();
     for context in contexts() {
-        for (dtype, keep) in [(DType::F16, 39), (DType::F16, 64), (DType::Bf16, 64)] {
+        for (values, keep) in [
+            (ValueType::F16, 39),
+            (ValueType::F16, 64),
+            (ValueType::Bf16, 64),
+            (ValueType::E4m3, 64),
+            (ValueType::Int8, 64),
+        ] {
+            let dtype = values.dtype().unwrap_or(DType::F16);
             let x = dense(dtype);
-            let mut pool = Pool::new(PageFormat::uniform(dtype, DIM, PAGE_TOKENS, keep).unwrap());
-            let id = |what: &str| BenchmarkId::new(format!("{dtype} keep {keep}{what}"), &context);
-            group.bench_function(id(""), |b| b.iter(|| append(&context, &x, &mut pool, None, None)));
+            let x = (dtype, &x[..]);
+            let mut pool = Pool::new(PageFormat::uniform(values, DIM, PAGE_TOKENS, keep).unwrap());
+            let id = |what: &str| BenchmarkId::new(format!("{values} keep {keep}{what}"), &context);
+            group.bench_function(id(""), |b| b.iter(|| append(&context, x, &mut pool, None, None)));
             if keep == 39 {
                 group.bench_function(id(" weighted"), |b| {
-                    b.iter(|| append(&context, &x, &mut pool, Some(&weights), None));
+                    b.iter(|| append(&context, x, &mut pool, Some(&weights), None));
                 });
                 group.bench_function(id(" centred"), |b| {
-                    b.iter(|| append(&context, &x, &mut pool, None, Some(&weights)));
+                    b.iter(|| append(&context, x, &mut pool, None, Some(&weights)));
                 });
             }
         }
@@ -115,8 +129,8 @@ fn bench_decompress(c: &mut Criterion) {
         max_len: TOKENS,
     };
     let x = dense(DType::F16);
-    let mut pool = Pool::new(PageFormat::uniform(DType::F16, DIM, PAGE_TOKENS, 39).unwrap());
-    append(&Context::cpu(1).unwrap(), &x, &mut pool, None, None);
+    let mut pool = Pool::new(PageFormat::uniform(ValueType::F16, DIM, PAGE_TOKENS, 39).unwrap());
+    append(&Context::cpu(1).unwrap(), (DType::F16, &x), &mut pool, None, None);
     let mut out = vec![0f32; TOKENS * HEADS * DIM];
     for context in contexts() {
         for dtype in [DType::F16, DType::F32] {
@@ -162,7 +176,7 @@ fn bench_prune_and_compress(c: &mut Criterion) {
     ops::prune(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap();
     let mut group = c.benchmark_group("compress");
     group.throughput(Throughput::Bytes((TOKENS * HEADS * DIM * 2) as u64));
-    let mut pool = Pool::new(PageFormat::ragged(DType::F16, DIM, PAGE_TOKENS, 2 * 10 * DIM).unwrap());
+    let mut pool = Pool::new(PageFormat::ragged(ValueType::F16, DIM, PAGE_TOKENS, 2 * 10 * DIM).unwrap());
     let pages: Vec<i32> = (0..PAGES as i32).collect();
     for context in contexts() {
         group.bench_function(BenchmarkId::new("non-zeros, 10 of 32", &context), |b| {

@@ -7,7 +7,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gpu::Gpu;
 use indicatif::ProgressBar;
-use mustafar::{Context, DType, Error};
+use mustafar::{Context, DType, Error, ValueType};
 use std::time::Duration;
 use workload::Workload;
 
@@ -29,6 +29,13 @@ struct Options {
     keep_k: usize,
     keep_v: usize,
     dtype: DType,
+    values: ValueType,
+}
+
+impl Options {
+    fn value_type(&self) -> ValueType {
+        self.values
+    }
 }
 
 /// What the example shows while a workload is made; here criterion reports.
@@ -59,6 +66,7 @@ fn cuda(criterion: &mut Criterion) {
                 keep_k: keep,
                 keep_v: keep,
                 dtype,
+                values: if dtype == DType::Bf16 { ValueType::Bf16 } else { ValueType::F16 },
             };
             let mut workload =
                 Workload::new(&context, gpu.stream(), &options, &ProgressBar::hidden()).unwrap();

@@ -34,7 +34,7 @@
     (MUSTAFAR_VERSION_MAJOR * 1000000 + MUSTAFAR_VERSION_MINOR * 1000 + MUSTAFAR_VERSION_PATCH)
 
 /** Version of the page format that this library writes and reads. */
-#define MUSTAFAR_FORMAT_VERSION 1
+#define MUSTAFAR_FORMAT_VERSION 2
 
 /** Alignment of a page and of each of its sections, in bytes. */
 #define MUSTAFAR_PAGE_ALIGN 16
@@ -89,10 +89,7 @@ typedef int32_t mustafar_status;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/**
- * Element type of a tensor or of the values in a page. The discriminants are the codes of the C ABI and of
- * snapshots; they are never reused.
- */
+/** Element type of a dense tensor. The discriminants are the codes of the C ABI; they are never reused. */
 enum mustafar_dtype
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -102,7 +99,7 @@ enum mustafar_dtype
     MUSTAFAR_DTYPE_F16 = 1,
     /** bfloat16. */
     MUSTAFAR_DTYPE_BF16 = 2,
-    /** IEEE 754 binary32; queries and outputs only. */
+    /** IEEE 754 binary32; never what is pruned. */
     MUSTAFAR_DTYPE_F32 = 3,
 };
 #ifndef __cplusplus
@@ -110,6 +107,35 @@ enum mustafar_dtype
 typedef enum mustafar_dtype mustafar_dtype;
 #else
 typedef uint32_t mustafar_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Type of the values in a page. The discriminants are the codes of the page format, of the C ABI and of snapshots;
+ * they are never reused, and those of the 16-bit types are the codes of these types for tensors.
+ */
+enum mustafar_value_type
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** IEEE 754 binary16, as the tensor had it. */
+    MUSTAFAR_VALUE_TYPE_F16 = 1,
+    /** bfloat16, as the tensor had it. */
+    MUSTAFAR_VALUE_TYPE_BF16 = 2,
+    /**
+     * 8-bit floats with 4 bits of exponent and 3 of fraction (OCP E4M3: no infinities, at most 448), times a bfloat16
+     * scale of the row.
+     */
+    MUSTAFAR_VALUE_TYPE_E4M3 = 16,
+    /** 8-bit integers, times a bfloat16 scale of the row. */
+    MUSTAFAR_VALUE_TYPE_INT8 = 17,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_value_type mustafar_value_type;
+#else
+typedef uint32_t mustafar_value_type;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -221,8 +247,8 @@ typedef struct mustafar_format {
     size_t struct_size;
     /** A mustafar_rows. */
     uint32_t rows;
-    /** Type of the values: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16. Required. */
-    uint32_t dtype;
+    /** A mustafar_value_type. Required. */
+    uint32_t value_type;
     /** Channels per row: 64, 96, 128 or 256. Required. */
     uint32_t head_dim;
     /** Tokens per page: 16, 32, 64 or 128; 0 is 64. */
@@ -239,12 +265,14 @@ typedef struct mustafar_page_layout {
     size_t struct_size;
     /** Size of a page, a multiple of 16. */
     size_t page_bytes;
-    /** Size of the same tokens stored dense in the value type. */
+    /** Size of the same tokens stored dense in 16 bits. */
     size_t dense_bytes;
     /** Size of the bitmap, which starts the page. */
     size_t bitmap_bytes;
     /** Start of the row offsets; 0 in uniform pages, which have none. */
     size_t offsets_offset;
+    /** Start of the scales; 0 in pages of 16-bit values, which have none. */
+    size_t scales_offset;
     /** Start of the values. */
     size_t values_offset;
     /** Values a page holds at most. */
@@ -415,7 +443,10 @@ typedef struct mustafar_center {
 typedef struct mustafar_append_side {
     /** sizeof(mustafar_append_side). */
     size_t struct_size;
-    /** New tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required. */
+    /**
+     * New tokens [1, tokens, kv_heads, head_dim] in the type of the pages' values; for pages of 8-bit
+     * values f16 or bf16. Required.
+     */
     const struct mustafar_tensor *x;
     /** Destination: uniform pages. Required. */
     const struct mustafar_pool_mut *pool;
@@ -449,7 +480,10 @@ typedef struct mustafar_append_args {
 typedef struct mustafar_compress_args {
     /** sizeof(mustafar_compress_args). */
     size_t struct_size;
-    /** Dense tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required. */
+    /**
+     * Dense tokens [1, tokens, kv_heads, head_dim] in the type of the pages' values; for pages of 8-bit
+     * values f16 or bf16. Required.
+     */
     const struct mustafar_tensor *x;
     /**
      * What to keep, contiguous [tokens, kv_heads, head_dim / 8] bytes as mustafar_prune writes them. NULL: everything
@@ -573,7 +607,7 @@ typedef struct mustafar_compressed {
     /** Key pages. Required. */
     const struct mustafar_pool *k;
     /**
-     * Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU dtype and
+     * Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU value type and
      * head_dim too. Required.
      */
     const struct mustafar_pool *v;
@@ -807,7 +841,7 @@ MUSTAFAR_API const char *mustafar_last_error_message(void);
  *
  * @param format  The format.
  * @param bytes   Receives the size in bytes, a multiple of 16.
- * @return SUCCESS; UNSUPPORTED for a dtype, head_dim or page_tokens without kernels; INVALID_ARGUMENT,
+ * @return SUCCESS; UNSUPPORTED for a head_dim or page_tokens without kernels; INVALID_ARGUMENT,
  *         NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the structure.
  *
  * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
@@ -1397,7 +1431,7 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 
 /* Initialisers: struct_size, and zero for every other field. */
 #define MUSTAFAR_FORMAT_INIT {sizeof(mustafar_format), 0, 0, 0, 0, 0, 0}
-#define MUSTAFAR_PAGE_LAYOUT_INIT {sizeof(mustafar_page_layout), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_PAGE_LAYOUT_INIT {sizeof(mustafar_page_layout), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_CONTEXT_CONFIG_INIT {sizeof(mustafar_context_config), 0, 0, 0, 0}
 #define MUSTAFAR_DEVICE_ERRORS_INIT {sizeof(mustafar_device_errors), 0, 0, 0, 0}
 #define MUSTAFAR_TENSOR_MUT_INIT {sizeof(mustafar_tensor_mut), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}

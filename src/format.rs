@@ -1,14 +1,14 @@
-//! The page format, version 1. Mirrors `docs/format.md`, which is normative.
+//! The page format, version 2. Mirrors `docs/format.md`, which is normative.
 //!
 //! A page holds `page_tokens` consecutive tokens of one KV head, K or V:
-//! bitmap, row offsets (ragged pages only), values. Every section starts on 16 bytes.
+//! bitmap, row offsets (ragged pages only), scales (8-bit values only), values. Every section starts on 16 bytes.
 
-use crate::dtype::DType;
+use crate::dtype::ValueType;
 use crate::error::{Error, Result};
 use crate::variants::{HEAD_DIMS, PAGE_TOKENS};
 
 /// Version of the page format that this library writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Alignment of a page and of each of its sections, in bytes.
 pub const PAGE_ALIGN: usize = 16;
@@ -31,7 +31,7 @@ pub enum Rows {
 /// Layout of one page. Two equal formats have byte-compatible pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageFormat {
-    dtype: DType,
+    value_type: ValueType,
     head_dim: usize,
     page_tokens: usize,
     rows: Rows,
@@ -41,10 +41,10 @@ impl PageFormat {
     /// A page whose rows all keep `keep` values.
     ///
     /// # Errors
-    /// Names the first of `dtype` (f16, bf16), `head_dim` (64, 96, 128, 256), `page_tokens` (16, 32, 64, 128) and
-    /// `keep` (1 to head_dim) that is outside what is given here.
-    pub fn uniform(dtype: DType, head_dim: usize, page_tokens: usize, keep: usize) -> Result<Self> {
-        let format = Self { dtype, head_dim, page_tokens, rows: Rows::Uniform { keep } };
+    /// Names the first of `head_dim` (64, 96, 128, 256), `page_tokens` (16, 32, 64, 128) and `keep` (1 to head_dim)
+    /// that is outside what is given here.
+    pub fn uniform(value_type: ValueType, head_dim: usize, page_tokens: usize, keep: usize) -> Result<Self> {
+        let format = Self { value_type, head_dim, page_tokens, rows: Rows::Uniform { keep } };
         format.check_common()?;
         if keep == 0 || keep > head_dim {
             return Err(Error::invalid("keep", keep, format!("1 to head_dim ({head_dim})")));
@@ -56,8 +56,13 @@ impl PageFormat {
     ///
     /// # Errors
     /// As [`PageFormat::uniform`]; `capacity` may be 0 to page_tokens * head_dim.
-    pub fn ragged(dtype: DType, head_dim: usize, page_tokens: usize, capacity: usize) -> Result<Self> {
-        let format = Self { dtype, head_dim, page_tokens, rows: Rows::Ragged { capacity } };
+    pub fn ragged(
+        value_type: ValueType,
+        head_dim: usize,
+        page_tokens: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let format = Self { value_type, head_dim, page_tokens, rows: Rows::Ragged { capacity } };
         format.check_common()?;
         if capacity > page_tokens * head_dim {
             return Err(Error::invalid(
@@ -70,9 +75,6 @@ impl PageFormat {
     }
 
     fn check_common(&self) -> Result<()> {
-        if !matches!(self.dtype, DType::F16 | DType::Bf16) {
-            return Err(Error::unsupported("dtype", self.dtype, "f16, bf16"));
-        }
         if !HEAD_DIMS.contains(&self.head_dim) {
             return Err(Error::unsupported("head_dim", self.head_dim, list(&HEAD_DIMS)));
         }
@@ -82,10 +84,10 @@ impl PageFormat {
         Ok(())
     }
 
-    /// Element type of the values.
+    /// Type of the values.
     #[must_use]
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    pub fn value_type(&self) -> ValueType {
+        self.value_type
     }
 
     /// Channels per row.
@@ -142,9 +144,20 @@ impl PageFormat {
         matches!(self.rows, Rows::Ragged { .. }).then(|| self.bitmap_bytes())
     }
 
+    /// Where the scales start (8-bit values): `page_tokens` little-endian bfloat16.
+    #[must_use]
+    pub fn scales_offset(&self) -> Option<usize> {
+        self.value_type.is_scaled().then(|| self.offsets_end())
+    }
+
     /// Where the values start.
     #[must_use]
     pub fn values_offset(&self) -> usize {
+        self.offsets_end() + self.page_tokens * self.scale_bytes()
+    }
+
+    /// Where bitmap and row offsets end.
+    fn offsets_end(&self) -> usize {
         match self.rows {
             Rows::Uniform { .. } => self.bitmap_bytes(),
             Rows::Ragged { .. } => {
@@ -153,27 +166,33 @@ impl PageFormat {
         }
     }
 
+    /// Bytes of the scale of a row, 0 if there is none.
+    pub(crate) fn scale_bytes(&self) -> usize {
+        if self.value_type.is_scaled() { 2 } else { 0 }
+    }
+
     /// Bytes of a page: a multiple of [`PAGE_ALIGN`].
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        (self.values_offset() + self.capacity() * self.dtype.bytes()).next_multiple_of(PAGE_ALIGN)
+        (self.values_offset() + self.capacity() * self.value_type.bytes()).next_multiple_of(PAGE_ALIGN)
     }
 
-    /// Bytes of the same tokens stored dense in the value type.
+    /// Bytes of the same tokens stored dense in 16 bits.
     #[must_use]
     pub fn dense_bytes(&self) -> usize {
-        self.page_tokens * self.head_dim * self.dtype.bytes()
+        self.page_tokens * self.head_dim * 2
     }
 
     /// Zeroes the rows of a uniform page from `rows` on.
     pub(crate) fn clear_rows(&self, page: &mut [u8], rows: usize) {
+        let row_values = self.capacity() / self.page_tokens * self.value_type.bytes();
         page[rows * self.bitmap_row_bytes()..self.bitmap_bytes()].fill(0);
-        let row_values = self.capacity() / self.page_tokens;
-        page[self.values_offset() + rows * row_values * self.dtype.bytes()..].fill(0);
+        page[self.bitmap_bytes() + rows * self.scale_bytes()..self.values_offset()].fill(0);
+        page[self.values_offset() + rows * row_values..].fill(0);
     }
 
     /// Checks the first `rows` rows of untrusted page bytes: lengths, bit counts and row offsets. Rows beyond may
-    /// hold anything. Values are not inspected: every 16-bit pattern is a value.
+    /// hold anything. Scales and values are not inspected: every pattern of their bits is one.
     ///
     /// # Errors
     /// [`Error::BufferTooSmall`] for a short slice, [`Error::InvalidArgument`] for `rows` above page_tokens,
@@ -266,14 +285,31 @@ mod tests {
     #[test]
     fn page_bytes_are_exact() {
         for (dim, tokens, keep, uniform, ragged) in BYTES {
-            for dtype in [DType::F16, DType::Bf16] {
-                let bytes = |keep| PageFormat::uniform(dtype, dim, tokens, keep).unwrap().page_bytes();
+            for values in [ValueType::F16, ValueType::Bf16] {
+                let bytes = |keep| PageFormat::uniform(values, dim, tokens, keep).unwrap().page_bytes();
                 assert_eq!([1, keep, dim / 2, dim].map(bytes), uniform, "{dim} x {tokens}");
-                let bytes = |room| PageFormat::ragged(dtype, dim, tokens, room).unwrap().page_bytes();
+                let bytes = |room| PageFormat::ragged(values, dim, tokens, room).unwrap().page_bytes();
                 let rooms = [0, 1, tokens * keep, tokens * dim];
                 assert_eq!(rooms.map(bytes), ragged, "{dim} x {tokens}");
             }
+            for values in [ValueType::E4m3, ValueType::Int8] {
+                // Half the bytes per value, and 2 for each scale.
+                let halved = |bytes: usize, kept: usize| (bytes - kept + 2 * tokens).next_multiple_of(16);
+                let counts = [1, keep, dim / 2, dim];
+                for (keep, bytes) in counts.into_iter().zip(uniform) {
+                    let format = PageFormat::uniform(values, dim, tokens, keep).unwrap();
+                    assert_eq!(format.page_bytes(), halved(bytes, tokens * keep), "{dim} x {tokens}");
+                }
+                let rooms = [0, 1, tokens * keep, tokens * dim];
+                for (room, bytes) in rooms.into_iter().zip(ragged) {
+                    let format = PageFormat::ragged(values, dim, tokens, room).unwrap();
+                    let unpadded = bytes - (2 * room).next_multiple_of(16) + 2 * room;
+                    assert_eq!(format.page_bytes(), halved(unpadded, room), "{dim} x {tokens}");
+                }
+            }
         }
+        let page = |values, keep| PageFormat::uniform(values, 128, 64, keep).unwrap().page_bytes();
+        assert_eq!((page(ValueType::Int8, 64), page(ValueType::E4m3, 39)), (64 * 82, 64 * 57));
         assert_eq!(BYTES.len(), HEAD_DIMS.len() * PAGE_TOKENS.len());
     }
 
@@ -282,7 +318,7 @@ mod tests {
         for dim in HEAD_DIMS {
             for tokens in PAGE_TOKENS {
                 for keep in 1..=dim {
-                    let uniform = PageFormat::uniform(DType::F16, dim, tokens, keep).unwrap();
+                    let uniform = PageFormat::uniform(ValueType::F16, dim, tokens, keep).unwrap();
                     let page = reference::page(&uniform, &[], 0xAA).unwrap();
                     assert_eq!(page.len(), uniform.page_bytes());
                     assert_eq!(uniform.values_offset() + 2 * uniform.capacity(), uniform.page_bytes());
@@ -291,7 +327,7 @@ mod tests {
                         uniform.offsets_offset().is_none() && uniform.page_bytes().is_multiple_of(PAGE_ALIGN)
                     );
 
-                    let ragged = PageFormat::ragged(DType::Bf16, dim, tokens, keep).unwrap();
+                    let ragged = PageFormat::ragged(ValueType::Bf16, dim, tokens, keep).unwrap();
                     // One row of one value: its bits show where the value section starts.
                     let mut bits = vec![0; dim];
                     bits[0] = 0xBEEF;
@@ -301,6 +337,17 @@ mod tests {
                     assert_eq!(page[ragged.values_offset()..][..2], 0xBEEFu16.to_le_bytes());
                     assert_eq!(page[ragged.offsets_offset().unwrap()..][..6], [0, 0, 1, 0, 1, 0]);
                     assert!(ragged.values_offset().is_multiple_of(PAGE_ALIGN));
+
+                    let scaled = PageFormat::ragged(ValueType::E4m3, dim, tokens, keep).unwrap();
+                    let mut row = Row::new((0..dim).map(|c| c == 0).collect(), &bits);
+                    (row.bits[0], row.scale) = (0xEF, 0xBEAD);
+                    let page = reference::page(&scaled, &[row], 0).unwrap();
+                    assert_eq!(page.len(), scaled.page_bytes());
+                    let scales = scaled.scales_offset().unwrap();
+                    assert_eq!(page[scales..][..2], 0xBEADu16.to_le_bytes());
+                    assert_eq!(page[scaled.values_offset()], 0xEF);
+                    assert_eq!(scales + 2 * tokens, scaled.values_offset());
+                    assert!(uniform.scales_offset().is_none() && scales.is_multiple_of(PAGE_ALIGN));
                 }
             }
         }
@@ -308,27 +355,31 @@ mod tests {
 
     #[test]
     fn shares_of_dense_are_the_documented_ones() {
-        let share = |keep| {
-            let format = PageFormat::uniform(DType::F16, 128, 64, keep).unwrap();
+        let share = |values, keep| {
+            let format = PageFormat::uniform(values, 128, 64, keep).unwrap();
             format.page_bytes() as f64 / format.dense_bytes() as f64
         };
-        assert_eq!((share(64), share(39)), (0.5625, 94.0 / 256.0));
+        assert_eq!((share(ValueType::F16, 64), share(ValueType::F16, 39)), (0.5625, 94.0 / 256.0));
+        assert_eq!((share(ValueType::Int8, 64), share(ValueType::E4m3, 39)), (82.0 / 256.0, 57.0 / 256.0));
     }
 
     #[test]
     fn accessors_give_back_what_was_asked() {
-        let uniform = PageFormat::uniform(DType::Bf16, 96, 32, 29).unwrap();
-        assert_eq!((uniform.dtype(), uniform.head_dim(), uniform.page_tokens()), (DType::Bf16, 96, 32));
+        let uniform = PageFormat::uniform(ValueType::Bf16, 96, 32, 29).unwrap();
+        assert_eq!(
+            (uniform.value_type(), uniform.head_dim(), uniform.page_tokens()),
+            (ValueType::Bf16, 96, 32)
+        );
         assert_eq!((uniform.keep(), uniform.capacity()), (Some(29), 928));
-        let ragged = PageFormat::ragged(DType::F16, 64, 16, 7).unwrap();
+        let ragged = PageFormat::ragged(ValueType::F16, 64, 16, 7).unwrap();
         assert_eq!((ragged.keep(), ragged.capacity()), (None, 7));
         assert_eq!(ragged.rows(), Rows::Ragged { capacity: 7 });
-        assert_ne!(ragged, PageFormat::ragged(DType::F16, 64, 16, 8).unwrap());
+        assert_ne!(ragged, PageFormat::ragged(ValueType::F16, 64, 16, 8).unwrap());
     }
 
     #[test]
     fn every_single_bit_of_a_row_counts() {
-        let format = PageFormat::uniform(DType::F16, 96, 16, 1).unwrap();
+        let format = PageFormat::uniform(ValueType::F16, 96, 16, 1).unwrap();
         for bit in 0..96 {
             let mut page = vec![0; format.page_bytes()];
             page[bit / 8] = 1 << (bit % 8);

@@ -31,7 +31,7 @@ pub mod variants;
 pub use backend::{Backend, Context, DeviceErrors, Stream};
 pub use cache::{Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, SequenceId};
 pub use cpu::Level;
-pub use dtype::DType;
+pub use dtype::{DType, ValueType};
 pub use error::{Error, Result};
 pub use format::{PageFormat, Rows};
 pub use mem::{Mem, MemMut, Place};

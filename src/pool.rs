@@ -328,12 +328,12 @@ impl Sequences<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::dtype::DType;
+    use crate::dtype::ValueType;
     use crate::mem::HostBuffer;
 
     fn layout(num_pages: usize, kv_heads: usize) -> PoolLayout {
         // 16 rows of 8 bitmap bytes and two 2-byte values: 192 bytes.
-        PoolLayout::contiguous(PageFormat::uniform(DType::F16, 64, 16, 2).unwrap(), num_pages, kv_heads)
+        PoolLayout::contiguous(PageFormat::uniform(ValueType::F16, 64, 16, 2).unwrap(), num_pages, kv_heads)
             .unwrap()
     }
 
@@ -422,8 +422,8 @@ mod tests {
 
     #[test]
     fn pairs_alternate_and_share_no_byte() {
-        let k = PageFormat::uniform(DType::F16, 64, 16, 2).unwrap();
-        let v = PageFormat::uniform(DType::F16, 96, 16, 5).unwrap();
+        let k = PageFormat::uniform(ValueType::F16, 64, 16, 2).unwrap();
+        let v = PageFormat::uniform(ValueType::F16, 96, 16, 5).unwrap();
         let both = k.page_bytes() + v.page_bytes();
         let layouts = PoolLayout::pair(k, v, 3, 2).unwrap();
         let mut bytes = HostBuffer::zeroed(6 * both).unwrap();

@@ -5,7 +5,7 @@
 //! backends, and every backend is tested against it.
 //!
 //! ```
-//! use mustafar::{DType, PageFormat, reference as r};
+//! use mustafar::{DType, PageFormat, ValueType, reference as r};
 //!
 //! // Four tokens of one KV head, pruned to the 32 largest of 64 channels.
 //! let number = |t: usize, c: usize| r::round(DType::F16, ((t * 64 + c) * 7 % 251) as f32 / 50.0 - 2.5);
@@ -14,20 +14,20 @@
 //!     .collect();
 //!
 //! // A page of 16 rows, four of them used; 0xFF stands for the bytes that mean nothing.
-//! let format = PageFormat::uniform(DType::F16, 64, 16, 32)?;
+//! let format = PageFormat::uniform(ValueType::F16, 64, 16, 32)?;
 //! let page = r::page(&format, &rows, 0xFF).expect("every row keeps 32 values");
 //! assert_eq!(page.len(), format.page_bytes());
 //! assert_eq!(r::read_page(&format, &page, 4), rows);
 //!
 //! // One query attends to the four tokens; the page serves as K and as V.
-//! let dense = |row: &r::Row| row.dense(DType::F16, None);
+//! let dense = |row: &r::Row| row.dense(ValueType::F16, None);
 //! let tokens: Vec<_> = rows.iter().map(|row| r::Token { k: dense(row), v: dense(row) }).collect();
 //! let (out, lse) = r::attend(&[vec![0.1; 64]], &tokens, 64, &r::Scoring::new(64)).remove(0);
 //! assert!(out.len() == 64 && lse.is_finite());
 //! # Ok::<(), mustafar::Error>(())
 //! ```
 
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::format::{PageFormat, Rows};
 use half::{bf16, f16};
 
@@ -49,6 +49,42 @@ pub fn round(dtype: DType, x: f32) -> u16 {
         DType::Bf16 => bf16::from_f32(x).to_bits(),
         _ => unreachable!("pages hold f16 or bf16, not {dtype}"),
     }
+}
+
+/// The number that the code of a value stands for, before it is multiplied by the scale of its row.
+pub fn decode(values: ValueType, code: u16) -> f64 {
+    match values {
+        ValueType::F16 => value(DType::F16, code),
+        ValueType::Bf16 => value(DType::Bf16, code),
+        ValueType::Int8 => f64::from(code as u8 as i8),
+        ValueType::E4m3 => {
+            let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+            let (exponent, fraction) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+            match (exponent, code & 7) {
+                (15, 7) => f64::NAN,
+                (0, _) => sign * fraction * 2f64.powi(-9),
+                _ => sign * (8.0 + fraction) * 2f64.powi(exponent - 10),
+            }
+        }
+    }
+}
+
+/// The 8-bit code nearest to `q`, ties to the even code, for `q` no larger than the largest code after rounding.
+pub fn encode(values: ValueType, q: f32) -> u16 {
+    match values {
+        ValueType::Int8 => u16::from(q.round_ties_even() as i8 as u8),
+        ValueType::E4m3 => {
+            let distance = |code: &u16| (decode(values, *code) - f64::from(q.abs())).abs();
+            let order = |a: &u16, b: &u16| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1)));
+            (0..0x7F).min_by(order).unwrap_or(0) | if q.is_sign_negative() { 0x80 } else { 0 }
+        }
+        ValueType::F16 | ValueType::Bf16 => unreachable!("{values} is stored as it is"),
+    }
+}
+
+/// The smallest bfloat16 that is not below `x`, a number of at least 0.
+pub fn round_up(x: f32) -> u16 {
+    (x.to_bits().div_ceil(1 << 16)) as u16
 }
 
 /// `round16(x - c)` channel by channel, the subtraction in float32: what is selected from and stored when keys are
@@ -90,15 +126,39 @@ pub fn largest(ranks: &[u32], keep: usize) -> Vec<bool> {
 pub struct Row {
     /// Which channels are kept.
     pub mask: Vec<bool>,
-    /// The 16-bit pattern of every channel; +0 where dropped.
+    /// The code of every channel, a 16-bit pattern or an 8-bit one; 0 where dropped.
     pub bits: Vec<u16>,
+    /// What all codes are multiplied by, a bfloat16 pattern; that of 1 for 16-bit values.
+    pub scale: u16,
 }
+
+/// The bfloat16 pattern of 1.
+const ONE: u16 = 0x3F80;
 
 impl Row {
     /// `bits` with everything outside `mask` dropped.
     pub fn new(mask: Vec<bool>, bits: &[u16]) -> Self {
         let bits = bits.iter().zip(&mask).map(|(&x, &kept)| if kept { x } else { 0 }).collect();
-        Self { mask, bits }
+        Self { mask, bits, scale: ONE }
+    }
+
+    /// The row as a page of `values` stores it, from 16-bit elements of `dtype`.
+    pub fn stored(self, dtype: DType, values: ValueType) -> Self {
+        let largest_code = match values {
+            ValueType::F16 | ValueType::Bf16 => return self,
+            ValueType::E4m3 => 448.0,
+            ValueType::Int8 => 127.0,
+        };
+        let x: Vec<f32> = self.bits.iter().map(|&x| value(dtype, x) as f32).collect();
+        let zeros = vec![0; x.len()];
+        if x.iter().any(|x| !x.is_finite()) {
+            return Self { bits: zeros, scale: 0x7FC0, ..self };
+        }
+        let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let scale = round_up(largest / largest_code);
+        let divisor = value(DType::Bf16, scale) as f32;
+        let bits = if scale == 0 { zeros } else { x.iter().map(|x| encode(values, x / divisor)).collect() };
+        Self { bits, scale, ..self }
     }
 
     /// Number of kept channels.
@@ -106,11 +166,12 @@ impl Row {
         self.mask.iter().filter(|&&kept| kept).count()
     }
 
-    /// The row as numbers; `c` is the centre it was stored with and is added back to every channel, also to
-    /// dropped ones.
-    pub fn dense(&self, dtype: DType, c: Option<&[f32]>) -> Vec<f64> {
-        let centre = |i: usize| c.map_or(0.0, |c| f64::from(c[i]));
-        self.bits.iter().enumerate().map(|(i, &x)| value(dtype, x) + centre(i)).collect()
+    /// The row of a page of `values` as numbers; `c` is the centre it was stored with and is added back to every
+    /// channel, also to dropped ones.
+    pub fn dense(&self, values: ValueType, c: Option<&[f32]>) -> Vec<f64> {
+        let scale = value(DType::Bf16, self.scale);
+        let with_centre = |i: usize, x: f64| c.map_or(x, |c| x + f64::from(c[i]));
+        self.bits.iter().enumerate().map(|(i, &x)| with_centre(i, scale * decode(values, x))).collect()
     }
 }
 
@@ -176,12 +237,19 @@ pub fn page(format: &PageFormat, rows: &[Row], fill: u8) -> Option<Vec<u8>> {
         bytes.resize(bytes.len().next_multiple_of(16), 0);
     }
 
+    // Scales, of 8-bit values only.
+    let size = format.value_type().bytes();
+    if size == 1 {
+        bytes.extend(rows.iter().flat_map(|row| row.scale.to_le_bytes()));
+        bytes.resize(bytes.len() + 2 * unused_rows, if ragged { 0 } else { fill });
+    }
+
     // Values: rows in order, inside a row by rising channel.
     for row in rows {
         let kept = row.mask.iter().zip(&row.bits).filter(|(kept, _)| **kept);
-        bytes.extend(kept.flat_map(|(_, x)| x.to_le_bytes()));
+        bytes.extend(kept.flat_map(|(_, x)| x.to_le_bytes().into_iter().take(size)));
     }
-    bytes.resize(bytes.len() + 2 * unused_values, fill);
+    bytes.resize(bytes.len() + size * unused_values, fill);
     bytes.resize(bytes.len().next_multiple_of(16), 0);
     Some(bytes)
 }
@@ -190,20 +258,26 @@ pub fn page(format: &PageFormat, rows: &[Row], fill: u8) -> Option<Vec<u8>> {
 pub fn read_page(format: &PageFormat, bytes: &[u8], count: usize) -> Vec<Row> {
     let dim = format.head_dim();
     let u16_at = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);
+    let size = format.value_type().bytes();
     let offsets = format.page_tokens() * dim / 8;
-    let after_offsets = (offsets + 2 * (format.page_tokens() + 1)).next_multiple_of(16);
+    let scales = match format.rows() {
+        Rows::Uniform { .. } => offsets,
+        Rows::Ragged { .. } => (offsets + 2 * (format.page_tokens() + 1)).next_multiple_of(16),
+    };
+    let values = if size == 1 { scales + 2 * format.page_tokens() } else { scales };
     let read_row = |row: usize| {
-        let mut at = match format.rows() {
-            Rows::Uniform { keep } => offsets + 2 * row * keep,
-            Rows::Ragged { .. } => after_offsets + 2 * usize::from(u16_at(offsets + 2 * row)),
+        let first = match format.rows() {
+            Rows::Uniform { keep } => row * keep,
+            Rows::Ragged { .. } => usize::from(u16_at(offsets + 2 * row)),
         };
+        let mut at = values + size * first;
         let mask: Vec<bool> = (0..dim).map(|c| bytes[row * dim / 8 + c / 8] >> (c % 8) & 1 == 1).collect();
         let mut bits = vec![0; dim];
         for c in (0..dim).filter(|&c| mask[c]) {
-            bits[c] = u16_at(at);
-            at += 2;
+            bits[c] = if size == 1 { bytes[at].into() } else { u16_at(at) };
+            at += size;
         }
-        Row { mask, bits }
+        Row { mask, bits, scale: if size == 1 { u16_at(scales + 2 * row) } else { ONE } }
     };
     (0..count).map(read_row).collect()
 }

@@ -7,7 +7,7 @@ pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 /// Page sizes in tokens.
 pub const PAGE_TOKENS: [usize; 4] = [16, 32, 64, 128];
 
-/// Names of the value types a page can hold, as `DType` prints them.
+/// Names of the types of what is pruned, as `DType` prints them.
 pub const VALUE_DTYPES: [&str; 2] = ["f16", "bf16"];
 
 /// Tokens that channel-direction pruning ranks against each other.

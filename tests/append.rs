@@ -4,11 +4,13 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, distinct_slots,
-    foreign_stream, keeps, run,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts, copy_row, cpu_contexts,
+    distinct_slots, foreign_stream, keeps, run, source_dtype,
 };
 use mustafar::ops::{Append, AppendSide, Center, append};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PagePoolMut, Place, PoolLayout, reference};
+use mustafar::{
+    Context, DType, Error, Mem, MemMut, PageFormat, PagePoolMut, Place, PoolLayout, ValueType, reference,
+};
 use proptest::prelude::*;
 
 /// One side of a call, owning everything.
@@ -23,7 +25,8 @@ struct Side {
 impl Side {
     fn random(rng: &mut Rng, dist: Dist, layout: Layout, tokens: usize, pool: Pool) -> Self {
         let (heads, dim) = (pool.layout.kv_heads, pool.layout.format.head_dim());
-        let x = Dense::random(rng, dist, pool.layout.format.dtype(), layout.shape(1, tokens, heads, dim));
+        let dtype = source_dtype(rng, pool.layout.format.value_type());
+        let x = Dense::random(rng, dist, dtype, layout.shape(1, tokens, heads, dim));
         Self { x, pool, weights: None, center: None }
     }
 
@@ -60,22 +63,20 @@ impl Side {
         let mut pool = self.pool.clone();
         let format = pool.layout.format;
         let (heads, dim, keep) = (pool.layout.kv_heads, format.head_dim(), format.keep().unwrap());
+        let (dtype, values) = (self.x.dtype, format.value_type());
         for (t, slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
             let (page, row) = (*slot as usize / format.page_tokens(), *slot as usize % format.page_tokens());
             for h in 0..heads {
                 let mut bits = self.x.row_bits(0, t, h);
                 if let Some((c, batch)) = &self.center {
                     let b = if *batch > 1 { sequence.unwrap()[t] as usize } else { 0 };
-                    bits = reference::center(format.dtype(), &bits, &c[(b * heads + h) * dim..][..dim]);
+                    bits = reference::center(dtype, &bits, &c[(b * heads + h) * dim..][..dim]);
                 }
                 let weights = self.weights.as_ref().map(|w| &w[h * dim..][..dim]);
-                let pruned = reference::prune_token(format.dtype(), &bits, keep, weights);
+                let pruned = reference::prune_token(dtype, &bits, keep, weights).stored(dtype, values);
                 // A page of the one row gives the bytes of any row.
                 let one = reference::page(&format, &[pruned], 0).unwrap();
-                let (row_bytes, values) = (dim / 8, format.values_offset());
-                let page = pool.page_mut(page, h);
-                page[row * row_bytes..][..row_bytes].copy_from_slice(&one[..row_bytes]);
-                page[values + row * keep * 2..][..keep * 2].copy_from_slice(&one[values..][..keep * 2]);
+                copy_row(format, (&one, 0), (pool.page_mut(page, h), row));
             }
         }
         pool
@@ -98,7 +99,8 @@ fn run(
 fn check(k: Option<Side>, v: Option<Side>, slots: &[i64], sequence: Option<&Vec<i32>>) {
     let expect = |side: &Option<Side>| side.as_ref().map(|side| side.expected(slots, sequence));
     let (expected_k, expected_v) = (expect(&k), expect(&v));
-    for context in contexts(&[1, 3]) {
+    let scaled = k.iter().chain(&v).any(|side| side.pool.layout.format.value_type().is_scaled());
+    for context in if scaled { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) } {
         let (mut k, mut v) = (k.clone(), v.clone());
         let slots = distinct_slots(&context, slots);
         run(&context, k.as_mut(), v.as_mut(), &slots, sequence).unwrap();
@@ -120,11 +122,11 @@ fn random_slots(rng: &mut Rng, pool: &Pool, tokens: usize) -> Vec<i64> {
 #[test]
 fn every_format() {
     let mut rng = Rng::new(1);
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for dim in DIMS {
             for page_tokens in PAGE_SIZES {
                 for keep in keeps(dim) {
-                    let format = PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap();
+                    let format = PageFormat::uniform(values, dim, page_tokens, keep).unwrap();
                     let dist = *rng.pick(&Dist::ALL);
                     let layout = *rng.pick(&Layout::ALL);
                     let side = Side::random(&mut rng, dist, layout, 9, Pool::gaps(format, 2, 2));
@@ -138,7 +140,7 @@ fn every_format() {
 
 #[test]
 fn ties_and_zeros_keep_exactly_keep() {
-    let format = PageFormat::uniform(DType::F16, 64, 16, 5).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 5).unwrap();
     let mut side =
         Side::random(&mut Rng::new(0), Dist::Normal, Layout::TokensFirst, 4, Pool::contiguous(format, 1, 1));
     let (one, nan, inf) = (0x3c00, 0x7e01, 0x7c00);
@@ -163,7 +165,7 @@ fn ties_and_zeros_keep_exactly_keep() {
 
 #[test]
 fn later_token_wins_a_slot() {
-    let format = PageFormat::uniform(DType::Bf16, 128, 32, 39).unwrap();
+    let format = PageFormat::uniform(ValueType::Bf16, 128, 32, 39).unwrap();
     let mut rng = Rng::new(2);
     let side = Side::random(&mut rng, Dist::Normal, Layout::HeadsFirst, 40, Pool::contiguous(format, 1, 5));
     let slots: Vec<i64> = (0..40).map(|_| rng.below(4) as i64).collect();
@@ -173,8 +175,8 @@ fn later_token_wins_a_slot() {
 #[test]
 fn enough_work_for_threads() {
     let mut rng = Rng::new(3);
-    let k = PageFormat::uniform(DType::F16, 128, 64, 39).unwrap();
-    let v = PageFormat::uniform(DType::Bf16, 64, 64, 32).unwrap();
+    let k = PageFormat::uniform(ValueType::F16, 128, 64, 39).unwrap();
+    let v = PageFormat::uniform(ValueType::Bf16, 64, 64, 32).unwrap();
     let k = Side::random(&mut rng, Dist::Outliers, Layout::TokensFirst, 700, Pool::contiguous(k, 11, 5));
     let v = Side::random(&mut rng, Dist::Ties, Layout::HeadsFirst, 700, Pool::gaps(v, 11, 5));
     let k = k.with_center(&mut rng, 3);
@@ -186,8 +188,8 @@ fn enough_work_for_threads() {
 #[test]
 fn k_and_v_interleaved_in_one_buffer() {
     // An engine's slot: [K page | V page] for each page and head. Two views of one allocation need `from_raw`.
-    let k_format = PageFormat::uniform(DType::F16, 64, 16, 19).unwrap();
-    let v_format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let k_format = PageFormat::uniform(ValueType::F16, 64, 16, 19).unwrap();
+    let v_format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let mut rng = Rng::new(4);
     let [k, v] = [k_format, v_format].map(|format| {
         Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 20, Pool::contiguous(format, 2, 3))
@@ -242,7 +244,7 @@ fn refused(
 #[test]
 fn bad_arguments() {
     let mut rng = Rng::new(5);
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let pool = Pool::contiguous(format, 2, 2);
     let side = Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 3, pool.clone());
     let some = || Some(side.clone());
@@ -267,14 +269,14 @@ fn bad_arguments() {
         None,
         &slots,
         None,
-        "k.x.dtype is bf16; allowed: f16 (dtype of the pages)",
+        "k.x.dtype is bf16; allowed: f16 (type of the pages' values)",
     );
     refused(
         with_x(DType::F32, shape),
         None,
         &slots,
         None,
-        "k.x.dtype is f32; allowed: f16 (dtype of the pages)",
+        "k.x.dtype is f32; allowed: f16 (type of the pages' values)",
     );
     let shape = Layout::TokensFirst.shape(1, 3, 2, 96);
     refused(
@@ -300,12 +302,12 @@ fn bad_arguments() {
     refused(some(), with_x(DType::F16, shape), &slots, None, message);
 
     let with_pool = |pool: Pool| Some(Side { pool, ..side.clone() });
-    let ragged = PageFormat::ragged(DType::F16, 64, 16, 512).unwrap();
+    let ragged = PageFormat::ragged(ValueType::F16, 64, 16, 512).unwrap();
     let message = "k.pool is ragged; allowed: uniform pages";
     refused(with_pool(Pool::contiguous(ragged, 2, 2)), None, &slots, None, message);
     let message = "v.pool.num_pages is 3; allowed: 2 (num_pages of k.pool)";
     refused(some(), with_pool(Pool::contiguous(format, 3, 2)), &slots, None, message);
-    let larger = PageFormat::uniform(DType::F16, 64, 32, 32).unwrap();
+    let larger = PageFormat::uniform(ValueType::F16, 64, 32, 32).unwrap();
     let message = "v.pool.page_tokens is 32; allowed: 16 (page_tokens of k.pool)";
     refused(some(), with_pool(Pool::contiguous(larger, 2, 2)), &slots, None, message);
 }
@@ -313,7 +315,7 @@ fn bad_arguments() {
 #[test]
 fn bad_weights_and_centers() {
     let mut rng = Rng::new(6);
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let side = Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 3, Pool::contiguous(format, 2, 2));
     let slots = [0, -1, 2];
     for (value, text) in [(-1.0, "-1"), (f32::NAN, "NaN"), (-f32::INFINITY, "-inf")] {
@@ -343,7 +345,7 @@ fn bad_weights_and_centers() {
 #[test]
 fn pages_that_overlap_are_refused() {
     // Not when the pool is made, but through its public layout afterwards.
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let pool = Pool::contiguous(format, 2, 2);
     let mut side = Side::random(&mut Rng::new(10), Dist::Normal, Layout::TokensFirst, 1, pool);
     let mut k = side.args();
@@ -356,7 +358,7 @@ fn pages_that_overlap_are_refused() {
 
 #[test]
 fn nothing_to_do() {
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let none = |tokens| {
         let pool = Pool::contiguous(format, 1, 1);
         Some(Side::random(&mut Rng::new(8), Dist::Normal, Layout::TokensFirst, tokens, pool))
@@ -370,7 +372,7 @@ fn nothing_to_do() {
 
 #[test]
 fn streams_and_device_memory_are_refused_on_the_cpu() {
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let mut side =
         Side::random(&mut Rng::new(9), Dist::Normal, Layout::TokensFirst, 1, Pool::contiguous(format, 1, 1));
     let context = Context::cpu(1).unwrap();
@@ -403,7 +405,7 @@ proptest! {
         let mut rng = Rng::new(seed);
         let (weighted, centered, per_sequence) = options;
         let mut side = |dim: usize, dist: usize, layout: usize| {
-            let (dtype, dim) = (*rng.pick(&DTYPES), DIMS[dim]);
+            let (dtype, dim) = (*rng.pick(&VALUE_TYPES), DIMS[dim]);
             let format = PageFormat::uniform(dtype, dim, PAGE_SIZES[page_tokens], rng.below(dim) + 1).unwrap();
             let pool = if rng.chance(0.5) { Pool::gaps(format, pages, heads) } else { Pool::contiguous(format, pages, heads) };
             let mut side = Side::random(&mut rng, Dist::ALL[dist], Layout::ALL[layout], tokens, pool);

@@ -5,9 +5,10 @@ mod cache_model;
 mod common;
 
 use cache_model::{Pair, new_cache, pairs, part, random_tokens, small_config};
-use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, foreign_stream};
+use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, foreign_stream, values_of};
 use mustafar::{
     Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId, Stream,
+    ValueType,
 };
 
 /// Tokens compressed of `tokens`, in closed form.
@@ -145,10 +146,11 @@ fn every_format_compresses_and_attends() {
     let mut rng = Rng::new(4);
     for (i, head_dim) in DIMS.into_iter().enumerate() {
         for (j, page_tokens) in PAGE_SIZES.into_iter().enumerate() {
-            let dtype = DTYPES[(i + j) % 2];
+            let values = values_of(DTYPES[(i + j) % 2]);
             let config = CacheConfig {
-                k: PageFormat::uniform(dtype, head_dim, page_tokens, head_dim / 2).unwrap(),
-                v: PageFormat::uniform(DTYPES[j % 2], head_dim, page_tokens, head_dim * 3 / 10).unwrap(),
+                k: PageFormat::uniform(values, head_dim, page_tokens, head_dim / 2).unwrap(),
+                v: PageFormat::uniform(values_of(DTYPES[j % 2]), head_dim, page_tokens, head_dim * 3 / 10)
+                    .unwrap(),
                 group: page_tokens * (1 + i % 2),
                 sinks: j,
                 center: if i % 2 == 0 { CenterMode::None } else { CenterMode::Median },
@@ -375,8 +377,8 @@ fn ids_are_never_reused() {
 
 #[test]
 fn configurations_are_checked_field_by_field() {
-    let page = |tokens| PageFormat::uniform(DType::F16, 64, tokens, 10).unwrap();
-    let ragged = PageFormat::ragged(DType::F16, 64, 16, 100).unwrap();
+    let page = |tokens| PageFormat::uniform(ValueType::F16, 64, tokens, 10).unwrap();
+    let ragged = PageFormat::ragged(ValueType::F16, 64, 16, 100).unwrap();
     let ok = small_config();
     let cases = [
         (CacheConfig { layers: 0, ..ok.clone() }, "layers is 0; allowed: at least 1"),

@@ -6,7 +6,7 @@ mod common;
 
 use cache_model::{Pair, new_cache, seal, small_config};
 use common::{Bytes, Rng};
-use mustafar::{Cache, CacheConfig, CenterMode, DType, Error, PageFormat};
+use mustafar::{Cache, CacheConfig, CenterMode, Error, PageFormat, ValueType};
 
 /// Where the numbers of a snapshot of `small_config` start.
 const TOKENS: usize = 24 + 14 * 8;
@@ -151,7 +151,7 @@ fn other_formats_and_versions_are_refused_by_name() {
     assert_eq!(error(&mut cache, 8, &[2]), "snapshot is of version 2; supported: version 1");
     assert_eq!(
         error(&mut cache, 12, &[0, 1]),
-        "snapshot is of page format version 256; supported: page format version 1"
+        "snapshot is of page format version 256; supported: page format version 2"
     );
 }
 
@@ -159,23 +159,23 @@ fn other_formats_and_versions_are_refused_by_name() {
 fn other_configurations_are_refused_by_field() {
     let config = small_config();
     let (_, snapshot) = saved(&config);
-    let k = |dtype, keep| PageFormat::uniform(dtype, 64, 16, keep).unwrap();
-    let v = |dtype, dim, keep| PageFormat::uniform(dtype, dim, 16, keep).unwrap();
+    let k = |values, keep| PageFormat::uniform(values, 64, 16, keep).unwrap();
+    let v = |values, dim, keep| PageFormat::uniform(values, dim, 16, keep).unwrap();
     let larger_pages = CacheConfig {
-        k: PageFormat::uniform(DType::F16, 64, 32, 19).unwrap(),
-        v: PageFormat::uniform(DType::Bf16, 96, 32, 33).unwrap(),
+        k: PageFormat::uniform(ValueType::F16, 64, 32, 19).unwrap(),
+        v: PageFormat::uniform(ValueType::Bf16, 96, 32, 33).unwrap(),
         ..config.clone()
     };
     let cases = [
         (CacheConfig { layers: 3, ..config.clone() }, "layers 2", "layers 3"),
         (CacheConfig { q_heads: 2, ..config.clone() }, "q_heads 4", "q_heads 2"),
         (CacheConfig { kv_heads: 4, ..config.clone() }, "kv_heads 2", "kv_heads 4"),
-        (CacheConfig { k: k(DType::Bf16, 19), ..config.clone() }, "k.dtype 1", "k.dtype 2"),
-        (CacheConfig { k: k(DType::F16, 20), ..config.clone() }, "k.keep 19", "k.keep 20"),
-        (CacheConfig { k: v(DType::F16, 128, 19), ..config.clone() }, "k.head_dim 64", "k.head_dim 128"),
-        (CacheConfig { v: v(DType::F16, 96, 33), ..config.clone() }, "v.dtype 2", "v.dtype 1"),
-        (CacheConfig { v: v(DType::Bf16, 64, 33), ..config.clone() }, "v.head_dim 96", "v.head_dim 64"),
-        (CacheConfig { v: v(DType::Bf16, 96, 34), ..config.clone() }, "v.keep 33", "v.keep 34"),
+        (CacheConfig { k: k(ValueType::Bf16, 19), ..config.clone() }, "k.value_type 1", "k.value_type 2"),
+        (CacheConfig { k: k(ValueType::F16, 20), ..config.clone() }, "k.keep 19", "k.keep 20"),
+        (CacheConfig { k: v(ValueType::F16, 128, 19), ..config.clone() }, "k.head_dim 64", "k.head_dim 128"),
+        (CacheConfig { v: v(ValueType::F16, 96, 33), ..config.clone() }, "v.value_type 2", "v.value_type 1"),
+        (CacheConfig { v: v(ValueType::Bf16, 64, 33), ..config.clone() }, "v.head_dim 96", "v.head_dim 64"),
+        (CacheConfig { v: v(ValueType::Bf16, 96, 34), ..config.clone() }, "v.keep 33", "v.keep 34"),
         (larger_pages, "page_tokens 16", "page_tokens 32"),
         (CacheConfig { window: 6, ..config.clone() }, "window 5", "window 6"),
         (CacheConfig { group: 64, ..config.clone() }, "group 32", "group 64"),

@@ -4,12 +4,12 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, contexts, foreign_stream, is_cuda,
-    lengths, run,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts_for, foreign_stream,
+    is_cuda, lengths, run, source_dtype,
 };
 use mustafar::ops::{Compress, Prune, Selection, compress};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, ValueType};
 use proptest::prelude::*;
 
 /// Arguments of a call. `mask` is `[tokens, heads, dim / 8]`.
@@ -32,7 +32,8 @@ impl Call {
         density: Option<f64>,
     ) -> Self {
         let (heads, format) = (pool.layout.kv_heads, pool.layout.format);
-        let x = Dense::random(rng, dist, format.dtype(), layout.shape(1, tokens, heads, format.head_dim()));
+        let dtype = source_dtype(rng, format.value_type());
+        let x = Dense::random(rng, dist, dtype, layout.shape(1, tokens, heads, format.head_dim()));
         let bytes = tokens * heads * format.bitmap_row_bytes();
         let mut byte = |p: f64| (0..8).fold(0, |byte, _| byte << 1 | u8::from(rng.chance(p)));
         let mask = density.map(|p| (0..bytes).map(|_| byte(p)).collect());
@@ -50,7 +51,8 @@ impl Call {
             Some(mask) => mask[first + c / 8] >> (c % 8) & 1 == 1,
             None => bits[c] & 0x7fff != 0,
         };
-        Row::new((0..bits.len()).map(kept).collect(), &bits)
+        let values = self.pool.layout.format.value_type();
+        Row::new((0..bits.len()).map(kept).collect(), &bits).stored(self.x.dtype, values)
     }
 
     /// Rows of each page and head.
@@ -97,7 +99,7 @@ impl Call {
                 capacity: format.capacity(),
             }),
         };
-        for context in contexts(&[1, 3]) {
+        for context in contexts_for(format, &[1, 3]) {
             let mut call = self.clone();
             let mut needed = vec![u32::MAX; counts.len()];
             let result = call.run(&context, Some(&mut needed));
@@ -120,10 +122,10 @@ impl Call {
 #[test]
 fn every_format_and_length() {
     let mut rng = Rng::new(1);
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for dim in DIMS {
             for page_tokens in PAGE_SIZES {
-                let format = PageFormat::ragged(dtype, dim, page_tokens, page_tokens * dim).unwrap();
+                let format = PageFormat::ragged(values, dim, page_tokens, page_tokens * dim).unwrap();
                 for tokens in lengths(page_tokens) {
                     let (dist, layout) = (*rng.pick(&Dist::ALL), *rng.pick(&Layout::ALL));
                     let density = *rng.pick(&[None, Some(0.0), Some(0.3), Some(1.0)]);
@@ -137,7 +139,7 @@ fn every_format_and_length() {
 
 #[test]
 fn zeros_are_dropped_without_a_mask_and_kept_with_one() {
-    let format = PageFormat::ragged(DType::F16, 64, 16, 8).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 64, 16, 8).unwrap();
     let mut rng = Rng::new(2);
     let mut call =
         Call::random(&mut rng, Dist::Normal, Layout::TokensFirst, 1, Pool::contiguous(format, 1, 1), None);
@@ -159,7 +161,7 @@ fn zeros_are_dropped_without_a_mask_and_kept_with_one() {
 fn capacity_is_exact() {
     let mut rng = Rng::new(3);
     for (capacity, fits) in [(16 * 7, true), (16 * 7 - 1, false)] {
-        let format = PageFormat::ragged(DType::Bf16, 96, 16, capacity).unwrap();
+        let format = PageFormat::ragged(ValueType::Bf16, 96, 16, capacity).unwrap();
         let mut call = Call::random(
             &mut rng,
             Dist::Normal,
@@ -190,7 +192,7 @@ fn capacity_is_exact() {
 #[test]
 fn channel_direction_fills_pages_exactly() {
     // Each channel keeps 10 of every 32 tokens, so a page of 64 tokens holds 2 * 10 * dim values.
-    let format = PageFormat::ragged(DType::F16, 128, 64, 2 * 10 * 128).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 128, 64, 2 * 10 * 128).unwrap();
     let mut rng = Rng::new(4);
     let mut call = Call::random(
         &mut rng,
@@ -213,7 +215,7 @@ fn channel_direction_fills_pages_exactly() {
 #[test]
 fn enough_work_for_threads() {
     let mut rng = Rng::new(5);
-    let format = PageFormat::ragged(DType::F16, 128, 64, 64 * 50).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 128, 64, 64 * 50).unwrap();
     Call::random(&mut rng, Dist::Normal, Layout::TokensFirst, 1000, Pool::gaps(format, 20, 5), Some(0.3))
         .check();
 }
@@ -230,7 +232,7 @@ fn refused(call: &Call, needed: usize, expected: &str) {
 #[test]
 fn bad_arguments() {
     let mut rng = Rng::new(6);
-    let format = PageFormat::ragged(DType::F16, 64, 16, 1024).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 64, 16, 1024).unwrap();
     let pool = Pool::contiguous(format, 4, 2);
     let good = Call::random(&mut rng, Dist::Normal, Layout::TokensFirst, 40, pool, Some(0.5));
     let pages = |pages: &[i32]| Call { pages: pages.to_vec(), ..good.clone() };
@@ -245,18 +247,18 @@ fn bad_arguments() {
         let shape = Layout::TokensFirst.shape(batch, 40, heads, dim);
         Call { x: Dense::poisoned(dtype, shape), mask: None, ..good.clone() }
     };
-    refused(&x(DType::Bf16, 1, 2, 64), 6, "x.dtype is bf16; allowed: f16 (dtype of the pages)");
+    refused(&x(DType::Bf16, 1, 2, 64), 6, "x.dtype is bf16; allowed: f16 (type of the pages' values)");
     refused(&x(DType::F16, 2, 2, 64), 6, "x.batch is 2; allowed: 1 (pages hold the tokens of one sequence)");
     refused(&x(DType::F16, 1, 3, 64), 6, "x.heads is 3; allowed: 2 (kv_heads of the pool)");
     refused(&x(DType::F16, 1, 2, 96), 6, "x.dim is 96; allowed: 64 (head_dim of the pages)");
-    let uniform = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let uniform = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let uniform = Call { pool: Pool::contiguous(uniform, 4, 2), ..good.clone() };
     refused(&uniform, 6, "pool is uniform; allowed: ragged pages");
 }
 
 #[test]
 fn streams_are_refused_on_the_cpu() {
-    let format = PageFormat::ragged(DType::F16, 64, 16, 1024).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 64, 16, 1024).unwrap();
     let (mut pool, x) =
         (Pool::contiguous(format, 1, 1), Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, 1, 1, 64)));
     let empty = Bytes::poisoned(0);
@@ -288,10 +290,10 @@ proptest! {
         gaps: bool,
     ) {
         let mut rng = Rng::new(seed);
-        let (dtype, dim, page_tokens) = (*rng.pick(&DTYPES), DIMS[dim], PAGE_SIZES[page_tokens]);
+        let (values, dim, page_tokens) = (*rng.pick(&VALUE_TYPES), DIMS[dim], PAGE_SIZES[page_tokens]);
         // Sometimes too small for the pattern.
         let capacity = page_tokens * dim / (1 + rng.below(3));
-        let format = PageFormat::ragged(dtype, dim, page_tokens, capacity).unwrap();
+        let format = PageFormat::ragged(values, dim, page_tokens, capacity).unwrap();
         let new = if gaps { Pool::gaps } else { Pool::contiguous };
         let pool = new(format, tokens.div_ceil(page_tokens) + spare, heads);
         Call::random(&mut rng, Dist::ALL[dist], Layout::ALL[layout], tokens, pool, density).check();

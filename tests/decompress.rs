@@ -4,11 +4,11 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, contexts, is_cuda,
-    lengths, run,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, contexts,
+    contexts_for, is_cuda, lengths, run,
 };
 use mustafar::ops::{Center, Decompress, Validate};
-use mustafar::{Context, DType, Mem, PageFormat, Sequences, reference};
+use mustafar::{Context, DType, Mem, PageFormat, Sequences, ValueType, reference};
 use proptest::prelude::*;
 
 const OUT_DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
@@ -29,11 +29,12 @@ fn run(
 }
 
 /// The bits a dense element must have: exact copies without a centre in the same type, otherwise rounded once.
-fn expected_row(row: &reference::Row, from: DType, center: Option<&[f32]>, to: DType) -> Vec<u32> {
+fn expected_row(row: &reference::Row, from: ValueType, center: Option<&[f32]>, to: DType) -> Vec<u32> {
+    let dense = row.dense(from, None);
     let element = |(c, &bits): (usize, &u16)| {
-        let x = reference::value(from, bits) as f32;
+        let x = dense[c] as f32;
         match (center, to) {
-            (None, _) if to == from => u32::from(bits),
+            (None, _) if from.dtype() == Some(to) => u32::from(bits),
             (None, DType::F32) => x.to_bits(),
             (Some(center), DType::F32) => (x + center[c]).to_bits(),
             _ => {
@@ -61,7 +62,7 @@ fn same(dtype: DType, got: &[u32], want: &[u32]) -> bool {
 fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dtype: DType) {
     let format = paged.pool.layout.format;
     let (heads, dim) = (paged.pool.layout.kv_heads, format.head_dim());
-    for context in contexts(&[1, 3]) {
+    for context in contexts_for(format, &[1, 3]) {
         let shape = layout.shape(table.batch(), table.max_len + 2, heads, dim);
         let mut out = Dense::poisoned(out_dtype, shape);
         run(&context, &paged.pool, table.view(), center, &mut out).unwrap();
@@ -75,7 +76,7 @@ fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dty
                 let b = if *batch > 1 { b } else { 0 };
                 &c[(b * heads + h) * dim..][..dim]
             });
-            let want = expected_row(row, format.dtype(), center, out_dtype);
+            let want = expected_row(row, format.value_type(), center, out_dtype);
             let got = bits_of(&out, b, t, h);
             assert!(same(out_dtype, &got, &want), "{context} {format:?} to {out_dtype}: token {t} head {h}");
         }
@@ -87,12 +88,12 @@ fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dty
 #[test]
 fn every_format_and_length() {
     let mut rng = Rng::new(1);
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for dim in DIMS {
             for page_tokens in PAGE_SIZES {
                 let keep = rng.below(dim) + 1;
-                let uniform = PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap();
-                let ragged = PageFormat::ragged(dtype, dim, page_tokens, page_tokens * keep).unwrap();
+                let uniform = PageFormat::uniform(values, dim, page_tokens, keep).unwrap();
+                let ragged = PageFormat::ragged(values, dim, page_tokens, page_tokens * keep).unwrap();
                 for format in [uniform, ragged] {
                     let table = Table::shuffled(&mut rng, page_tokens, &lengths(page_tokens), 3);
                     let pool = Pool::gaps(format, table.num_pages, 2);
@@ -109,8 +110,11 @@ fn every_format_and_length() {
 #[test]
 fn rows_at_the_end_of_the_pool() {
     // The last row of the last page: a full-width load would read past the memory.
-    for (dim, keep) in [(64, 1), (128, 1), (128, 39), (256, 9), (256, 256)] {
-        let format = PageFormat::uniform(DType::F16, dim, 16, keep).unwrap();
+    for (dim, keep, values) in [(64, 1), (128, 1), (128, 39), (256, 9), (256, 256)]
+        .into_iter()
+        .flat_map(|(dim, keep)| VALUE_TYPES.map(|values| (dim, keep, values)))
+    {
+        let format = PageFormat::uniform(values, dim, 16, keep).unwrap();
         let mut rng = Rng::new(2);
         let table = Table::shuffled(&mut rng, 16, &[16], 0);
         let paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(format, 1, 1), &table);
@@ -121,7 +125,7 @@ fn rows_at_the_end_of_the_pool() {
 #[test]
 fn contiguous_sequences_need_no_table() {
     let mut rng = Rng::new(3);
-    let format = PageFormat::uniform(DType::F16, 64, 16, 20).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 20).unwrap();
     // 2 sequences of up to 40 tokens: pages 0..3 and 3..6.
     let mut table = Table::shuffled(&mut rng, 16, &[37, 20], 1);
     table.entries = vec![0, 1, 2, i32::MIN, i32::MIN, 3, 4, i32::MIN, i32::MIN, i32::MIN];
@@ -144,7 +148,7 @@ fn contiguous_sequences_need_no_table() {
 #[test]
 fn enough_work_for_threads() {
     let mut rng = Rng::new(4);
-    let format = PageFormat::uniform(DType::Bf16, 128, 64, 39).unwrap();
+    let format = PageFormat::uniform(ValueType::Bf16, 128, 64, 39).unwrap();
     let table = Table::shuffled(&mut rng, 64, &[2100, 0, 1024], 1);
     let paged = Paged::random(&mut rng, Dist::AnyBits, Pool::contiguous(format, table.num_pages, 3), &table);
     let center = Some((rng.floats(3 * 3 * 128), 3));
@@ -156,7 +160,7 @@ fn enough_work_for_threads() {
 fn damaged_uniform_pages_are_harmless() {
     // All bits set but few values: rows claim more than the page has. What they expand to does not matter; reading
     // stays inside, which the canaries of the pool's memory and Miri or ASan would notice, and other rows are right.
-    let format = PageFormat::uniform(DType::F16, 128, 16, 3).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 128, 16, 3).unwrap();
     let mut rng = Rng::new(5);
     let table = Table::shuffled(&mut rng, 16, &[16], 0);
     let mut paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(format, 1, 1), &table);
@@ -186,7 +190,7 @@ fn refused(pool: &Pool, sequences: Sequences<'_>, center: &Centers, mut out: Den
 #[test]
 fn bad_arguments() {
     let mut rng = Rng::new(6);
-    let format = PageFormat::uniform(DType::F16, 64, 16, 20).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 20).unwrap();
     let table = Table::shuffled(&mut rng, 16, &[37, 20], 0);
     let paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(format, 5, 2), &table);
     let out = |shape| Dense::poisoned(DType::F32, shape);
@@ -239,7 +243,7 @@ fn bad_arguments() {
 fn damaged_pages() {
     let mut rng = Rng::new(7);
     let table = Table::shuffled(&mut rng, 16, &[20, 40], 0);
-    let ragged = PageFormat::ragged(DType::F16, 64, 16, 300).unwrap();
+    let ragged = PageFormat::ragged(ValueType::F16, 64, 16, 300).unwrap();
     let paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(ragged, table.num_pages, 2), &table);
     let page = table.page(1, 16);
     let out = || Dense::poisoned(DType::F16, Layout::TokensFirst.shape(2, table.max_len, 2, 64));
@@ -258,7 +262,7 @@ fn damaged_pages() {
     assert_eq!(run::validate(&Context::cpu(2).unwrap(), args).unwrap_err().to_string(), message);
 
     // A uniform row with a bit too many.
-    let uniform = PageFormat::uniform(DType::F16, 64, 16, 7).unwrap();
+    let uniform = PageFormat::uniform(ValueType::F16, 64, 16, 7).unwrap();
     let paged = Paged::random(&mut rng, Dist::Normal, Pool::contiguous(uniform, table.num_pages, 2), &table);
     let mut pool = paged.pool.clone();
     pool.page_mut(page, 0)[3 * 8..4 * 8].fill(0x11);
@@ -279,7 +283,7 @@ fn damaged_pages() {
 
 #[test]
 fn nothing_to_do() {
-    let format = PageFormat::uniform(DType::F16, 64, 16, 32).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 32).unwrap();
     let pool = Pool::contiguous(format, 0, 2);
     let empty = Bytes::poisoned(0);
     for (batch, lens) in [(0, vec![]), (2, vec![0, 0])] {
@@ -318,11 +322,11 @@ proptest! {
     ) {
         let mut rng = Rng::new(seed);
         let (ragged, per_head, gaps) = options;
-        let (dtype, dim, page_tokens) = (*rng.pick(&DTYPES), DIMS[dim], PAGE_SIZES[page_tokens]);
+        let (values, dim, page_tokens) = (*rng.pick(&VALUE_TYPES), DIMS[dim], PAGE_SIZES[page_tokens]);
         let format = if ragged {
-            PageFormat::ragged(dtype, dim, page_tokens, page_tokens * rng.below(dim + 1))
+            PageFormat::ragged(values, dim, page_tokens, page_tokens * rng.below(dim + 1))
         } else {
-            PageFormat::uniform(dtype, dim, page_tokens, rng.below(dim) + 1)
+            PageFormat::uniform(values, dim, page_tokens, rng.below(dim) + 1)
         }.unwrap();
         let mut table = Table::shuffled(&mut rng, page_tokens, &lens, 2);
         if per_head {

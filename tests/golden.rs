@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Dense, Layout, Pool, contexts, distinct_slots, run};
+use common::{Dense, Layout, Pool, contexts, contexts_for, copy_row, distinct_slots, run};
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences, ValueType};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,10 +48,12 @@ fn dtype(case: &Value) -> DType {
 }
 
 fn format(case: &Value) -> PageFormat {
-    let (dtype, dim, tokens) = (dtype(case), size(case, "head_dim"), size(case, "page_tokens"));
+    let name = case["value_type"].as_str().unwrap();
+    let values = ValueType::all().into_iter().find(|values| values.to_string() == name).unwrap();
+    let (dim, tokens) = (size(case, "head_dim"), size(case, "page_tokens"));
     match case.get("keep") {
-        Some(_) => PageFormat::uniform(dtype, dim, tokens, size(case, "keep")),
-        None => PageFormat::ragged(dtype, dim, tokens, size(case, "capacity")),
+        Some(_) => PageFormat::uniform(values, dim, tokens, size(case, "keep")),
+        None => PageFormat::ragged(values, dim, tokens, size(case, "capacity")),
     }
     .unwrap()
 }
@@ -108,11 +110,10 @@ fn one_page<'a>(len: &'a [i32; 1], format: PageFormat) -> Sequences<'a> {
     }
 }
 
-/// The first `count` tokens of a one-page pool, decompressed to their own dtype.
-fn decompress(context: &Context, pool: &Pool, count: usize) -> Vec<Vec<u16>> {
+/// The first `count` tokens of a one-page pool, decompressed to the dtype that they came from.
+fn decompress(context: &Context, pool: &Pool, dtype: DType, count: usize) -> Vec<Vec<u16>> {
     let format = pool.layout.format;
-    let mut out =
-        Dense::poisoned(format.dtype(), Layout::Gaps.shape(1, format.page_tokens(), 1, format.head_dim()));
+    let mut out = Dense::poisoned(dtype, Layout::Gaps.shape(1, format.page_tokens(), 1, format.head_dim()));
     let len = [count as i32];
     let args = Decompress {
         pool: pool.view(),
@@ -156,7 +157,7 @@ fn files_are_what_the_generator_writes() {
 }
 
 #[test]
-fn format_document_shows_the_golden_page() {
+fn format_document_shows_the_golden_pages() {
     let text = std::fs::read_to_string("docs/format.md").unwrap();
     // Dump lines are "0080  11 22 33 ..": an offset of four digits, then bytes.
     let dumps: Vec<(usize, Vec<u8>)> = text
@@ -168,15 +169,22 @@ fn format_document_shows_the_golden_page() {
             Some((offset, bytes.map(|b| u8::from_str_radix(b, 16).ok()).collect::<Option<_>>()?))
         })
         .collect();
-    let first_dump = dumps.iter().skip(1).position(|(offset, _)| *offset == 0).unwrap() + 1;
-    for (dump, file) in [(&dumps[..first_dump], "append.json"), (&dumps[first_dump..], "compress.json")] {
-        let page = hex(&cases(file)[0]["page"]);
+    let starts: Vec<usize> = (0..dumps.len()).filter(|&i| dumps[i].0 == 0).chain([dumps.len()]).collect();
+    let examples = [
+        ("append.json", "worked example"),
+        ("append.json", "worked example in 8 bits"),
+        ("compress.json", "worked example"),
+    ];
+    assert_eq!(starts.len(), examples.len() + 1, "dumps in the document");
+    for (range, (file, example)) in starts.windows(2).zip(examples) {
+        let case = cases(file).into_iter().find(|case| name(case) == example).unwrap();
+        let page = hex(&case["page"]);
         let mut shown = 0;
-        for (offset, bytes) in dump {
-            assert_eq!(bytes, &page[*offset..*offset + bytes.len()], "{file} at {offset:#x}");
+        for (offset, bytes) in &dumps[range[0]..range[1]] {
+            assert_eq!(bytes, &page[*offset..*offset + bytes.len()], "{example} at {offset:#x}");
             shown += bytes.len();
         }
-        assert_eq!(shown, page.len(), "{file}: the document shows the whole page");
+        assert_eq!(shown, page.len(), "{example}: the document shows the whole page");
     }
 }
 
@@ -190,29 +198,28 @@ fn reference_writes_the_golden_pages() {
         let stored: Vec<Row> = rows(&case, "input")
             .iter()
             .map(|row| match &center {
-                Some(c) => reference::center(format.dtype(), row, c),
+                Some(c) => reference::center(dtype(&case), row, c),
                 None => row.clone(),
             })
             .map(|row| {
-                reference::prune_token(format.dtype(), &row, format.keep().unwrap(), weights.as_deref())
+                reference::prune_token(dtype(&case), &row, format.keep().unwrap(), weights.as_deref())
+                    .stored(dtype(&case), format.value_type())
             })
             .collect();
         let mut page = vec![0xFF; format.page_bytes()];
         for (token, slot) in case["slots"].as_array().unwrap().iter().enumerate() {
             let Ok(slot) = usize::try_from(slot.as_i64().unwrap()) else { continue };
             // The reference writes whole pages: take the one row from a page that holds it alone.
-            let (row_bytes, keep) = (format.bitmap_row_bytes(), format.keep().unwrap());
             let alone = reference::page(&format, &stored[token..=token], 0).unwrap();
-            page[slot * row_bytes..][..row_bytes].copy_from_slice(&alone[..row_bytes]);
-            let values = format.values_offset();
-            page[values + slot * keep * 2..][..keep * 2].copy_from_slice(&alone[values..][..keep * 2]);
+            copy_row(format, (&alone, 0), (&mut page, slot));
         }
         assert_eq!(page, hex(&case["page"]), "{}", name(&case));
     }
     for case in cases("compress.json") {
         let format = format(&case);
-        let stored: Vec<Row> =
-            masks(&case).into_iter().zip(rows(&case, "input")).map(|(m, x)| Row::new(m, &x)).collect();
+        let store =
+            |(mask, x): (Vec<bool>, Vec<u16>)| Row::new(mask, &x).stored(dtype(&case), format.value_type());
+        let stored: Vec<Row> = masks(&case).into_iter().zip(rows(&case, "input")).map(store).collect();
         let page = reference::page(&format, &stored, 0).unwrap();
         assert_eq!(page, hex(&case["page"]), "{}", name(&case));
         assert_eq!(reference::read_page(&format, &page, stored.len()), stored, "{}", name(&case));
@@ -249,11 +256,12 @@ fn reference_prunes_as_the_golden_masks() {
 
 #[test]
 fn append_writes_the_golden_pages() {
-    for (case, context) in
-        cases("append.json").iter().flat_map(|c| contexts(&[1]).into_iter().map(move |x| (c, x)))
+    for (case, context) in cases("append.json")
+        .iter()
+        .flat_map(|c| contexts_for(format(c), &[1]).into_iter().map(move |x| (c, x)))
     {
         let format = format(case);
-        let x = tensor(format.dtype(), &rows(case, "input"));
+        let x = tensor(dtype(case), &rows(case, "input"));
         let slots: Vec<i64> = case["slots"].as_array().unwrap().iter().map(|s| s.as_i64().unwrap()).collect();
         let (weights, center) = (floats(&case["weights"]), floats(&case["center"]));
         let mut pool = Pool::contiguous(format, 1, 1);
@@ -273,28 +281,29 @@ fn append_writes_the_golden_pages() {
             // been written.
             let at = size(row, "row");
             let mut alone = pool.clone();
-            let (row_bytes, value_bytes) = (format.bitmap_row_bytes(), 2 * format.keep().unwrap());
             for earlier in 0..at {
-                let values = format.values_offset();
-                let page = alone.page_mut(0, 0);
-                page.copy_within(at * row_bytes..(at + 1) * row_bytes, earlier * row_bytes);
-                let from = values + at * value_bytes;
-                page.copy_within(from..from + value_bytes, values + earlier * value_bytes);
+                copy_row(format, (pool.page(0, 0), at), (alone.page_mut(0, 0), earlier));
             }
             let expected: Vec<u16> =
                 hex(&row["dense"]).chunks(2).map(|x| u16::from_le_bytes([x[0], x[1]])).collect();
-            assert_eq!(decompress(&context, &alone, at + 1)[at], expected, "{} row {at}", name(case));
+            assert_eq!(
+                decompress(&context, &alone, dtype(case), at + 1)[at],
+                expected,
+                "{} row {at}",
+                name(case)
+            );
         }
     }
 }
 
 #[test]
 fn compress_writes_the_golden_pages() {
-    for (case, context) in
-        cases("compress.json").iter().flat_map(|c| contexts(&[1]).into_iter().map(move |x| (c, x)))
+    for (case, context) in cases("compress.json")
+        .iter()
+        .flat_map(|c| contexts_for(format(c), &[1]).into_iter().map(move |x| (c, x)))
     {
         let format = format(case);
-        let x = tensor(format.dtype(), &rows(case, "input"));
+        let x = tensor(dtype(case), &rows(case, "input"));
         let tokens = x.shape.tokens;
         let mask = hex(&case["mask"]);
         let (mut pool, pages, mut needed) = (Pool::contiguous(format, 1, 1), [0i32], [u32::MAX]);
@@ -309,7 +318,7 @@ fn compress_writes_the_golden_pages() {
         assert_eq!(pool.page(0, 0), hex(&case["page"]), "{} at {}", name(case), context);
         let kept: usize = masks(case).iter().flatten().filter(|kept| **kept).count();
         assert_eq!(needed[0] as usize, kept, "{}", name(case));
-        assert_eq!(decompress(&context, &pool, tokens), rows(case, "dense"), "{}", name(case));
+        assert_eq!(decompress(&context, &pool, dtype(case), tokens), rows(case, "dense"), "{}", name(case));
     }
 }
 
@@ -379,12 +388,12 @@ fn validate_op_agrees_about_damaged_pages() {
 #[test]
 fn unknown_formats_are_refused() {
     for case in cases("format_rejects.json") {
-        let code = u32::try_from(case["dtype_code"].as_u64().unwrap()).unwrap();
-        let result = DType::from_code("dtype", code).and_then(|dtype| {
+        let code = u32::try_from(case["value_type_code"].as_u64().unwrap()).unwrap();
+        let result = ValueType::from_code("value_type", code).and_then(|values| {
             let (dim, tokens) = (size(&case, "head_dim"), size(&case, "page_tokens"));
             match case.get("keep") {
-                Some(_) => PageFormat::uniform(dtype, dim, tokens, size(&case, "keep")),
-                None => PageFormat::ragged(dtype, dim, tokens, size(&case, "capacity")),
+                Some(_) => PageFormat::uniform(values, dim, tokens, size(&case, "keep")),
+                None => PageFormat::ragged(values, dim, tokens, size(&case, "capacity")),
             }
         });
         let error = result.expect_err(&case.to_string());

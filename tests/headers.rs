@@ -69,13 +69,21 @@ fn config() -> Config {
     config.enumeration.rename_variants = RenameRule::ScreamingSnakeCase;
     for (rust, c) in [
         ("DType", "mustafar_dtype"),
+        ("ValueType", "mustafar_value_type"),
         ("FORMAT_VERSION", "MUSTAFAR_FORMAT_VERSION"),
         ("PAGE_ALIGN", "MUSTAFAR_PAGE_ALIGN"),
     ] {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
     // Enums travel as uint32_t, so no function refers to their types.
-    for name in ["DType", "mustafar_rows", "mustafar_backend", "mustafar_selection", "mustafar_center_mode"] {
+    for name in [
+        "DType",
+        "ValueType",
+        "mustafar_rows",
+        "mustafar_backend",
+        "mustafar_selection",
+        "mustafar_center_mode",
+    ] {
         config.export.include.push(name.to_owned());
     }
     config

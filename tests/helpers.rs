@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Bytes, Dense, Dist, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close};
-use mustafar::{DType, PageFormat, reference};
+use mustafar::{DType, PageFormat, ValueType, reference};
 
 fn close(got: &[f64], want: &[f64]) {
     assert_close("test", got, want, Tolerance::new(DType::F32, 1.0));
@@ -127,8 +127,8 @@ fn paged_rows_read_back_from_shuffled_pages() {
     let table = Table::shuffled(&mut rng, 16, &[0, 33, 16, 5], 3);
     assert_eq!((table.num_pages, table.batch()), (3 + 1 + 1 + 3, 4));
     for format in [
-        PageFormat::uniform(DType::F16, 64, 16, 21).unwrap(),
-        PageFormat::ragged(DType::Bf16, 128, 16, 500).unwrap(),
+        PageFormat::uniform(ValueType::F16, 64, 16, 21).unwrap(),
+        PageFormat::ragged(ValueType::Bf16, 128, 16, 500).unwrap(),
     ] {
         let paged = Paged::random(&mut rng, Dist::AnyBits, Pool::gaps(format, table.num_pages, 2), &table);
         paged.pool.assert_gaps_untouched();

@@ -5,26 +5,27 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, config, contexts, is_cuda, run,
+    Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, VALUE_TYPES, config, contexts,
+    contexts_for, copy_row, cpu_contexts, is_cuda, run, source_dtype, values_of,
 };
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PoolLayout};
+use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PoolLayout, ValueType};
 use proptest::prelude::*;
 use proptest::sample::select;
 
 /// A page format with a share of its elements kept.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
-    dtype: DType,
+    values: ValueType,
     dim: usize,
     keep: usize,
 }
 
 prop_compose! {
-    fn kind()(dtype in select(&DTYPES[..]), dim in select(&DIMS[..]))
-        (dtype in Just(dtype), dim in Just(dim), keep in 1..=dim) -> Kind {
-        Kind { dtype, dim, keep }
+    fn kind()(values in select(&VALUE_TYPES[..]), dim in select(&DIMS[..]))
+        (values in Just(values), dim in Just(dim), keep in 1..=dim) -> Kind {
+        Kind { values, dim, keep }
     }
 }
 
@@ -77,8 +78,9 @@ struct Side {
 impl Side {
     /// `sequence[token]` says whose centre a token uses.
     fn new(rng: &mut Rng, batch: &Batch, kind: Kind, table: &Table, sequence: &[i32]) -> Self {
-        let Kind { dtype, dim, keep } = kind;
-        let format = PageFormat::uniform(dtype, dim, batch.page_tokens, keep).unwrap();
+        let Kind { values, dim, keep } = kind;
+        let dtype = source_dtype(rng, values);
+        let format = PageFormat::uniform(values, dim, batch.page_tokens, keep).unwrap();
         let heads = batch.heads;
         let x = Dense::random(rng, batch.dist, dtype, batch.layout.shape(1, sequence.len(), heads, dim));
         let weights =
@@ -94,7 +96,7 @@ impl Side {
                 Some(c) => reference::center(dtype, &row, &c),
                 None => row,
             };
-            reference::prune_token(dtype, &row, keep, part(&weights, h).as_deref())
+            reference::prune_token(dtype, &row, keep, part(&weights, h).as_deref()).stored(dtype, values)
         };
         let rows = (0..sequence.len()).map(|t| (0..heads).map(|h| stored(t, h)).collect()).collect();
         let pool = pool(batch.gaps, format, table.num_pages, heads);
@@ -126,16 +128,12 @@ impl Side {
         let mut pool = self.pool.clone();
         pool.bytes.fill(0xFF);
         let format = pool.layout.format;
-        let (keep, row_bytes, tokens) =
-            (format.keep().unwrap(), format.bitmap_row_bytes(), format.page_tokens());
+        let tokens = format.page_tokens();
         for (rows, &slot) in self.rows.iter().zip(slots) {
             for (h, row) in rows.iter().enumerate() {
                 let alone = reference::page(&format, std::slice::from_ref(row), 0).unwrap();
-                let at = slot as usize % tokens;
                 let page = pool.page_mut(slot as usize / tokens, h);
-                page[at * row_bytes..][..row_bytes].copy_from_slice(&alone[..row_bytes]);
-                let values = tokens * row_bytes;
-                page[values + at * keep * 2..][..keep * 2].copy_from_slice(&alone[values..][..keep * 2]);
+                copy_row(format, (&alone, 0), (page, slot as usize % tokens));
             }
         }
         pool
@@ -143,11 +141,11 @@ impl Side {
 
     /// `validate` and `decompress` of the whole batch.
     fn check_round_trip(&self, context: &Context, table: &Table, out_layout: Layout) {
-        let (shape, dtype) = (self.x.shape, self.x.dtype);
+        let (shape, values) = (self.x.shape, self.pool.layout.format.value_type());
         let args = Validate { pool: self.pool.view(), sequences: table.view(), record: None };
         run::validate(context, args).unwrap();
-        // Without the centre, in the dtype of the pages: the stored bits. With it, in float32: one rounded sum.
-        for (out_dtype, center) in [(dtype, &None), (DType::F32, &self.center)] {
+        // Without the centre, in 16 bits: the stored bits. With it, in float32: one rounded sum.
+        for (out_dtype, center) in [(self.x.dtype, &None), (DType::F32, &self.center)] {
             let batch = table.batch();
             let out_shape = out_layout.shape(batch, table.max_len, shape.heads, shape.dim);
             let mut out = Dense::poisoned(out_dtype, out_shape);
@@ -168,14 +166,14 @@ impl Side {
                             continue;
                         }
                         let row = &self.rows[token + t][h];
-                        if out_dtype == dtype {
-                            assert_eq!(out.row_bits(b, t, h), row.bits);
+                        if out_dtype == self.x.dtype {
+                            assert_eq!(out.row_bits(b, t, h), bits16(row, values, out_dtype));
                             continue;
                         }
                         let b_center = if self.centers > 1 { b } else { 0 };
                         let at = (b_center * shape.heads + h) * shape.dim;
                         let c = center.as_ref().map(|c| &c[at..at + shape.dim]);
-                        let want: Vec<f32> = row.dense(dtype, c).iter().map(|&x| x as f32).collect();
+                        let want: Vec<f32> = row.dense(values, c).iter().map(|&x| x as f32).collect();
                         let got: Vec<f32> = out.row(b, t, h).iter().map(|&x| x as f32).collect();
                         let same = |(g, w): (&f32, &f32)| g == w || (g.is_nan() && w.is_nan());
                         assert!(got.iter().zip(&want).all(same), "{got:?}\n{want:?}");
@@ -217,7 +215,8 @@ proptest! {
         let mut k = Side::new(&mut rng, &batch, k, &table, &sequence);
         let mut v = Side::new(&mut rng, &batch, v, &table, &sequence);
         let (expected_k, expected_v) = (k.expected_pool(&slots), v.expected_pool(&slots));
-        for context in contexts(&[1, 3]) {
+        let scaled = [&k, &v].iter().any(|side| side.pool.layout.format.value_type().is_scaled());
+        for context in if scaled { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) } {
             k.pool.bytes.fill(0xFF);
             v.pool.bytes.fill(0xFF);
             // Any order, cut into any number of calls.
@@ -239,7 +238,7 @@ proptest! {
     ) {
         let mut rng = Rng::new(seed);
         let keep = mustafar::keep_for_sparsity(dim, 0.0).unwrap();
-        let format = PageFormat::uniform(dtype, dim, 64, keep).unwrap();
+        let format = PageFormat::uniform(values_of(dtype), dim, 64, keep).unwrap();
         let table = Table::shuffled(&mut rng, 64, &[len], 1);
         let x = Dense::random(&mut rng, Dist::AnyBits, dtype, Layout::TokensFirst.shape(1, len, 2, dim));
         let mut pool = Pool::contiguous(format, table.num_pages, 2);
@@ -258,12 +257,13 @@ proptest! {
 
     #[test]
     fn any_mask_survives_compressing(
-        seed in any::<u64>(), dtype in select(&DTYPES[..]), dim in select(&DIMS[..]),
+        seed in any::<u64>(), values in select(&VALUE_TYPES[..]), dim in select(&DIMS[..]),
         page_tokens in select(&PAGE_SIZES[..]), tokens in 1..200usize, heads in 1..4usize,
         density in 0.0..1.0f64, gaps in any::<bool>(), from_zeros in any::<bool>(), short in 0..3usize,
     ) {
         let mut rng = Rng::new(seed);
         let dist = if from_zeros { Dist::Zeros } else { Dist::AnyBits };
+        let dtype = source_dtype(&mut rng, values);
         let x = Dense::random(&mut rng, dist, dtype, Layout::Gaps.shape(1, tokens, heads, dim));
         let mut mask = |t: usize, h: usize| -> Vec<bool> {
             if from_zeros { // what `compress` finds itself without a mask
@@ -273,7 +273,7 @@ proptest! {
             (0..dim).map(|_| rng.chance(density)).collect()
         };
         let rows: Vec<Vec<Row>> = (0..tokens)
-            .map(|t| (0..heads).map(|h| Row::new(mask(t, h), &x.row_bits(0, t, h))).collect())
+            .map(|t| (0..heads).map(|h| Row::new(mask(t, h), &x.row_bits(0, t, h)).stored(dtype, values)).collect())
             .collect();
         let bits: Vec<u8> = rows.iter().flatten().flat_map(|row| bitmap(&row.mask)).collect();
 
@@ -285,9 +285,9 @@ proptest! {
             .collect();
         let fullest = *needed.iter().max().unwrap() as usize;
         let capacity = fullest.saturating_sub(short);
-        let format = PageFormat::ragged(dtype, dim, page_tokens, capacity).unwrap();
+        let format = PageFormat::ragged(values, dim, page_tokens, capacity).unwrap();
         let pages = &table.entries[..tokens.div_ceil(page_tokens)];
-        for context in contexts(&[1, 3]) {
+        for context in contexts_for(format, &[1, 3]) {
             let mut pool = pool(gaps, format, table.num_pages, heads);
             let untouched = pool.bytes.clone();
             let mut counted = vec![u32::MAX; needed.len()];
@@ -328,7 +328,7 @@ proptest! {
             run::decompress(&context, args).unwrap();
             for (t, row) in rows.iter().enumerate() {
                 for (h, row) in row.iter().enumerate() {
-                    prop_assert_eq!(&out.row_bits(0, t, h), &row.bits);
+                    prop_assert_eq!(out.row_bits(0, t, h), bits16(row, values, dtype));
                 }
             }
         }
@@ -338,7 +338,7 @@ proptest! {
     fn pages_can_be_moved(seed in any::<u64>(), kind in kind(), page_tokens in select(&PAGE_SIZES[..])) {
         // Pages are position-independent: copied to other pages of a pool with other strides they read the same.
         let mut rng = Rng::new(seed);
-        let format = PageFormat::uniform(kind.dtype, kind.dim, page_tokens, kind.keep).unwrap();
+        let format = PageFormat::uniform(kind.values, kind.dim, page_tokens, kind.keep).unwrap();
         let len = page_tokens + 3;
         let table = Table::shuffled(&mut rng, page_tokens, &[len], 0);
         let from = common::Paged::random(&mut rng, Dist::AnyBits, Pool::contiguous(format, 2, 2), &table).pool;
@@ -351,7 +351,7 @@ proptest! {
         }
         let context = Context::cpu(1).unwrap();
         let dense = |pool: &Pool, table: &Table| {
-            let mut out = Dense::poisoned(kind.dtype, Layout::TokensFirst.shape(1, table.max_len, 2, kind.dim));
+            let mut out = Dense::poisoned(DType::F32, Layout::TokensFirst.shape(1, table.max_len, 2, kind.dim));
             let args = Decompress { pool: pool.view(), sequences: table.view(), center: None, out: out.view_mut() };
             run::decompress(&context, args).unwrap();
             out.bytes.to_vec()
@@ -412,6 +412,15 @@ proptest! {
     }
 }
 
+/// What decompressing a row to 16 bits gives.
+fn bits16(row: &Row, values: ValueType, dtype: DType) -> Vec<u16> {
+    let round = |x: f64| reference::round(dtype, if x.is_nan() { f32::NAN } else { x as f32 });
+    match values.dtype() {
+        Some(_) => row.bits.clone(),
+        None => row.dense(values, None).into_iter().map(round).collect(),
+    }
+}
+
 /// A mask as bitmap bytes.
 fn bitmap(mask: &[bool]) -> Vec<u8> {
     mask.chunks(8).map(|byte| byte.iter().enumerate().map(|(i, &kept)| u8::from(kept) << i).sum()).collect()
@@ -421,8 +430,8 @@ fn bitmap(mask: &[bool]) -> Vec<u8> {
 #[test]
 fn interleaved_slots_read_like_separate_pools() {
     let mut rng = Rng::new(21);
-    let format_k = PageFormat::uniform(DType::F16, 128, 16, 39).unwrap();
-    let format_v = PageFormat::uniform(DType::Bf16, 64, 16, 20).unwrap();
+    let format_k = PageFormat::uniform(ValueType::F16, 128, 16, 39).unwrap();
+    let format_v = PageFormat::uniform(ValueType::Int8, 64, 16, 20).unwrap();
     let table = Table::shuffled(&mut rng, 16, &[40, 7], 1);
     let (heads, pages) = (2, table.num_pages);
     let k = common::Paged::random(&mut rng, Dist::Normal, Pool::contiguous(format_k, pages, heads), &table);
@@ -447,13 +456,13 @@ fn interleaved_slots_read_like_separate_pools() {
         let mem = Mem::host(&slots[..]).skip("slots", offset).unwrap();
         let pool = mustafar::PagePool::new("slots", mem, layout).unwrap();
         let shape = Layout::TokensFirst.shape(2, table.max_len, heads, format.head_dim());
-        let mut out = Dense::poisoned(format.dtype(), shape);
+        let mut out = Dense::poisoned(DType::F16, shape);
         let args = Decompress { pool, sequences: table.view(), center: None, out: out.view_mut() };
         run::decompress(&context, args).unwrap();
         for (b, heads) in side.rows.iter().enumerate() {
             for (h, tokens) in heads.iter().enumerate() {
                 for (t, row) in tokens.iter().enumerate() {
-                    assert_eq!(out.row_bits(b, t, h), row.bits);
+                    assert_eq!(out.row_bits(b, t, h), bits16(row, format.value_type(), DType::F16));
                 }
             }
         }

@@ -5,31 +5,31 @@
 mod common;
 
 use common::{
-    DIMS, DTYPES, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, Tolerance, assert_close, config,
-    contexts, dense_rows, is_cuda, run, scenes,
+    DIMS, Dense, Dist, HEADS, Layout, PAGE_SIZES, Rng, Scene, Step, Tolerance, VALUE_TYPES, assert_close,
+    config, contexts, dense_rows, is_cuda, run, scenes,
 };
 use mustafar::ops::{Append, AppendSide, Center, Merge, SpmvKey, SpmvValue};
-use mustafar::{Context, DType, Mem, PageFormat, reference};
+use mustafar::{Context, DType, Mem, PageFormat, ValueType, reference};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
-fn page_format(dtype: DType, dim: usize, page_tokens: usize, share: f64, ragged: bool) -> PageFormat {
+fn page_format(values: ValueType, dim: usize, page_tokens: usize, share: f64, ragged: bool) -> PageFormat {
     let keep = 1 + (share * (dim - 1) as f64).round() as usize;
     if ragged {
-        PageFormat::ragged(dtype, dim, page_tokens, page_tokens * keep).unwrap()
+        PageFormat::ragged(values, dim, page_tokens, page_tokens * keep).unwrap()
     } else {
-        PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap()
+        PageFormat::uniform(values, dim, page_tokens, keep).unwrap()
     }
 }
 
 prop_compose! {
     fn format_of(page_tokens: usize)(
-        dtype in select(&DTYPES[..]), dim in select(&DIMS[..]), share in 0.0..=1.0f64, ragged in any::<bool>(),
+        values in select(&VALUE_TYPES[..]), dim in select(&DIMS[..]), share in 0.0..=1.0f64, ragged in any::<bool>(),
     ) -> PageFormat {
-        page_format(dtype, dim, page_tokens, share, ragged)
+        page_format(values, dim, page_tokens, share, ragged)
     }
 }
 
@@ -120,8 +120,8 @@ proptest! {
         shares in (0.0..=1.0f64, 0.0..=1.0f64), centers in 0..3usize, lens in prop::collection::vec(0..200usize, 1..4),
     ) {
         // The same as above, with pages written by `append` instead of by the reference.
-        let k = page_format(DType::F16, dims.0, page_tokens, shares.0, false);
-        let v = page_format(DType::Bf16, dims.1, page_tokens, shares.1, false);
+        let k = page_format(ValueType::F16, dims.0, page_tokens, shares.0, false);
+        let v = page_format(ValueType::Bf16, dims.1, page_tokens, shares.1, false);
         let mut scene = Scene::new(Step { seed, k, v, lens: lens.clone(), centers, ..Step::default() });
         let mut rng = Rng::new(seed ^ 1);
         let heads = scene.step.kv_heads;
@@ -130,8 +130,7 @@ proptest! {
         let slots: Vec<i64> = order.iter().map(|&(b, t)| scene.table.slot(b, t)).collect();
         let context = Context::cpu(2).unwrap();
         let written_by_reference = (scene.k.pool.bytes.clone(), scene.v.pool.bytes.clone());
-        for (paged, dim) in [(&mut scene.k, dims.0), (&mut scene.v, dims.1)] {
-            let dtype = paged.pool.layout.format.dtype();
+        for (paged, dim, dtype) in [(&mut scene.k, dims.0, DType::F16), (&mut scene.v, dims.1, DType::Bf16)] {
             let mut x = Dense::poisoned(dtype, Layout::Gaps.shape(1, order.len(), heads, dim));
             for (i, &(b, t)) in order.iter().enumerate() {
                 (0..heads).for_each(|h| x.set_row_bits(0, i, h, &unpruned(&mut rng, &paged.rows[b][h][t])));

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{
-    DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, config, contexts, is_cuda, run,
+    DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, config, contexts_for,
+    is_cuda, run,
 };
 use mustafar::ops::{Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Result, Rows, Sequences};
@@ -14,14 +15,14 @@ use proptest::sample::select;
 
 prop_compose! {
     fn format()(
-        dtype in select(&DTYPES[..]), dim in select(&DIMS[..]), page_tokens in select(&PAGE_SIZES[..]),
+        values in select(&VALUE_TYPES[..]), dim in select(&DIMS[..]), page_tokens in select(&PAGE_SIZES[..]),
         share in 0.0..=1.0f64, ragged in any::<bool>(),
     ) -> PageFormat {
         let keep = 1 + (share * (dim - 1) as f64) as usize;
         if ragged {
-            PageFormat::ragged(dtype, dim, page_tokens, keep * page_tokens).unwrap()
+            PageFormat::ragged(values, dim, page_tokens, keep * page_tokens).unwrap()
         } else {
-            PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap()
+            PageFormat::uniform(values, dim, page_tokens, keep).unwrap()
         }
     }
 }
@@ -168,7 +169,7 @@ proptest! {
                 obeys_the_rules(&format, pool.page(table.page(b, t), h), rows)
             })
         }));
-        for context in contexts(&[1, 2]) {
+        for context in contexts_for(format, &[1, 2]) {
             let results = read_with_every_op(&context, &pool, table.view());
             prop_assert_eq!(results[0].is_ok(), valid, "validate: {:?}", results[0]);
             for result in results {

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::Rng;
-use mustafar::DType;
+use common::{DTYPES, Dist, Rng};
 use mustafar::reference::{self as r, Scoring, Token};
+use mustafar::{DType, ValueType};
 
 fn token(k: &[f64], v: &[f64]) -> Token {
     Token { k: k.to_vec(), v: v.to_vec() }
@@ -154,4 +154,75 @@ fn centring_rounds_once_in_float32() {
     assert_eq!(r::center(DType::F16, &[one], &[2f32.powi(-12)]), [one]);
     assert_eq!(r::center(DType::F16, &[0xFE01, 0x7C00], &[1.0, f32::INFINITY]), [0x7E00, 0x7E00]);
     assert_eq!(r::center(DType::Bf16, &[0xFFFF], &[1.0]), [0x7FC0]);
+}
+
+#[test]
+fn e4m3_codes_by_hand() {
+    let decode = |code| r::decode(ValueType::E4m3, code);
+    for (code, number) in [
+        (0x00, 0.0),
+        (0x01, 1.0 / 512.0),
+        (0x07, 7.0 / 512.0),
+        (0x08, 1.0 / 64.0),
+        (0x38, 1.0),
+        (0x3C, 1.5),
+        (0xC1, -2.25),
+        (0x7E, 448.0),
+        (0xFE, -448.0),
+    ] {
+        assert_eq!((decode(code), r::encode(ValueType::E4m3, number as f32)), (number, code));
+    }
+    assert!(decode(0x7F).is_nan() && decode(0xFF).is_nan());
+    let encode = |q: f32| r::encode(ValueType::E4m3, q);
+    // Halfway between 1 and 1.125, and between 1.125 and 1.25: the even code.
+    assert_eq!((encode(1.0625), encode(1.1875)), (0x38, 0x3A));
+    assert_eq!((encode(-0.0), encode(1.0 / 1024.0), encode(3.0 / 1024.0)), (0x80, 0x00, 0x02));
+}
+
+#[test]
+fn rows_in_8_bits_by_hand() {
+    let stored = |x: &[f32], values| {
+        let bits: Vec<u16> = x.iter().map(|&x| r::round(DType::F16, x)).collect();
+        let row = r::Row::new(x.iter().map(|&x| x != 9.0).collect(), &bits).stored(DType::F16, values);
+        (row.scale, row.bits)
+    };
+    // The scale is exact where the largest magnitude is 127 or 448 times a bfloat16. 9 is dropped.
+    assert_eq!(stored(&[63.5, -127.0, 9.0, 2.5], ValueType::Int8), (0x3F80, vec![64, 0x81, 0, 2]));
+    assert_eq!(stored(&[-896.0, 2.0, 9.0, 0.0], ValueType::E4m3), (0x4000, vec![0xFE, 0x38, 0, 0]));
+    // 1/127 = 0.00787402 lies between the bfloat16 0x3C01 and 0x3C02 and is rounded up.
+    assert_eq!(stored(&[1.0], ValueType::Int8), (0x3C02, vec![126]));
+    for values in [ValueType::E4m3, ValueType::Int8] {
+        assert_eq!(stored(&[-0.0, 0.0], values), (0, vec![0, 0]));
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(stored(&[1.0, special, 9.0], values), (0x7FC0, vec![0, 0, 0]));
+        }
+    }
+    let nan = r::Row { mask: vec![true, false], bits: vec![0, 0], scale: 0x7FC0 };
+    assert!(nan.dense(ValueType::Int8, None).iter().all(|x| x.is_nan()));
+}
+
+/// The bounds that docs/format.md states, for rows of every size of numbers.
+#[test]
+fn values_in_8_bits_are_near_the_elements() {
+    let mut rng = Rng::new(12);
+    for dtype in DTYPES {
+        for dist in Dist::FINITE {
+            for _ in 0..100 {
+                let bits = rng.row(dist, dtype, 64);
+                let row = r::Row::new(vec![true; 64], &bits);
+                let x = row.dense(common::values_of(dtype), None);
+                for values in [ValueType::E4m3, ValueType::Int8] {
+                    let stored = row.clone().stored(dtype, values);
+                    let scale = r::value(DType::Bf16, stored.scale);
+                    for (x, y) in x.iter().zip(stored.dense(values, None)) {
+                        let allowed = match values {
+                            ValueType::Int8 => scale / 2.0,
+                            _ => (x.abs() / 16.0).max(scale / 1024.0),
+                        };
+                        assert!((x - y).abs() <= allowed * (1.0 + 1e-6), "{x} became {y}, scale {scale:e}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -4,10 +4,10 @@
 mod common;
 
 use common::{
-    Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, contexts, lengths, run,
+    Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, contexts_for, lengths, run,
 };
 use mustafar::ops::{Center, SpmvKey, SpmvValue};
-use mustafar::{Context, DType, Error, Mem, PageFormat, Sequences, reference};
+use mustafar::{Context, DType, Error, Mem, PageFormat, Sequences, ValueType, reference};
 
 /// Compressed tokens of a batch.
 struct Case {
@@ -37,7 +37,7 @@ impl Case {
     fn tokens(&self, b: usize, head: usize, centre: Option<&[f32]>) -> Vec<Vec<f64>> {
         let group = self.heads.0 / self.heads.1;
         let rows = &self.paged.rows[b][head / group];
-        rows.iter().map(|row| row.dense(self.format().dtype(), centre)).collect()
+        rows.iter().map(|row| row.dense(self.format().value_type(), centre)).collect()
     }
 
     fn check_key(&mut self, layout: Layout, q_dtype: DType, centred: usize, scale: Option<f32>) {
@@ -45,7 +45,7 @@ impl Case {
         let (q_heads, kv_heads) = self.heads;
         let q = Dense::random(&mut self.rng, Dist::Normal, q_dtype, layout.shape(batch, q_len, q_heads, dim));
         let centre = self.rng.floats(centred * kv_heads * dim);
-        for context in contexts(&[1, 3]) {
+        for context in contexts_for(self.format(), &[1, 3]) {
             let shape = layout.shape(batch, q_len, q_heads, self.table.max_len + 1);
             let mut scores = Dense::poisoned(DType::F32, shape);
             let args = SpmvKey {
@@ -85,7 +85,7 @@ impl Case {
             row[..len].fill_with(|| self.rng.uniform() / len as f64);
             weights.set_row(b, t, h, &row);
         }
-        for context in contexts(&[1, 3]) {
+        for context in contexts_for(self.format(), &[1, 3]) {
             let mut out = Dense::poisoned(out_dtype, layout.shape(batch, q_len, q_heads, dim));
             let args = SpmvValue {
                 weights: weights.view(),
@@ -107,15 +107,15 @@ impl Case {
     }
 }
 
-fn uniform(dtype: DType, dim: usize, keep: usize) -> PageFormat {
-    PageFormat::uniform(dtype, dim, 32, keep).unwrap()
+fn uniform(values: ValueType, dim: usize, keep: usize) -> PageFormat {
+    PageFormat::uniform(values, dim, 32, keep).unwrap()
 }
 
 #[test]
-fn every_head_dim_and_dtype() {
+fn every_head_dim_and_value_type() {
     for dim in common::DIMS {
-        for dtype in common::DTYPES {
-            for format in [uniform(dtype, dim, 23), PageFormat::ragged(dtype, dim, 32, 16 * dim).unwrap()] {
+        for values in common::VALUE_TYPES {
+            for format in [uniform(values, dim, 23), PageFormat::ragged(values, dim, 32, 16 * dim).unwrap()] {
                 let mut case = Case::new(1, format, (4, 2), &[70, 0, 33], false);
                 case.check_key(Layout::TokensFirst, DType::F16, 0, None);
                 case.check_value(Layout::TokensFirst, DType::F32);
@@ -127,7 +127,7 @@ fn every_head_dim_and_dtype() {
 #[test]
 fn every_group_and_layout() {
     for (heads, layout) in HEADS.into_iter().zip(Layout::ALL.into_iter().cycle()) {
-        let mut case = Case::new(2, uniform(DType::F16, 64, 20), heads, &[40, 65], true);
+        let mut case = Case::new(2, uniform(ValueType::F16, 64, 20), heads, &[40, 65], true);
         case.check_key(layout, DType::F32, 2, Some(0.7));
         case.check_key(layout, DType::Bf16, 1, Some(-1.0));
         case.check_value(layout, DType::F16);
@@ -138,7 +138,7 @@ fn every_group_and_layout() {
 #[test]
 fn every_length() {
     for len in lengths(32) {
-        let mut case = Case::new(3, uniform(DType::F16, 64, 9), (2, 1), &[len, 700], false);
+        let mut case = Case::new(3, uniform(ValueType::F16, 64, 9), (2, 1), &[len, 700], false);
         case.check_key(Layout::TokensFirst, DType::F16, 0, None);
         case.check_value(Layout::HeadsFirst, DType::F32);
     }
@@ -146,7 +146,7 @@ fn every_length() {
 
 #[test]
 fn errors_name_the_argument() {
-    let case = Case::new(4, uniform(DType::F16, 64, 9), (4, 2), &[40], false);
+    let case = Case::new(4, uniform(ValueType::F16, 64, 9), (4, 2), &[40], false);
     let context = Context::cpu(1).unwrap();
     let q = |heads, dim| Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, 2, heads, dim));
     let scores = |dim| Dense::poisoned(DType::F32, Layout::TokensFirst.shape(1, 2, 4, dim));

@@ -61,7 +61,7 @@ int main(void) {
 
   /* Slots of [K page | V page] per page and head: one block of memory, two pools. */
   mustafar_format k_format = MUSTAFAR_FORMAT_INIT;
-  k_format.dtype = MUSTAFAR_DTYPE_F16;
+  k_format.value_type = MUSTAFAR_VALUE_TYPE_F16;
   k_format.head_dim = DIM;
   k_format.page_tokens = PAGE_TOKENS;
   MUST(mustafar_keep_for_sparsity(DIM, 0.7, &k_format.keep));

@@ -95,7 +95,7 @@ static void create(struct engine* e, uint32_t threads) {
   config.threads = threads;
   MUST(mustafar_context_create(&config, &e->context));
   e->format = (mustafar_format)MUSTAFAR_FORMAT_INIT;
-  e->format.dtype = MUSTAFAR_DTYPE_F16;
+  e->format.value_type = MUSTAFAR_VALUE_TYPE_F16;
   e->format.head_dim = DIM;
   e->format.page_tokens = PAGE_TOKENS;
   e->format.keep = KEEP;

@@ -213,7 +213,7 @@ void must(bool condition, const char* what) {
 void run() {
   const mst::Context context = mst::make_context(1);
   mustafar_format k = MUSTAFAR_FORMAT_INIT;
-  k.dtype = MUSTAFAR_DTYPE_F16;
+  k.value_type = MUSTAFAR_VALUE_TYPE_F16;
   k.head_dim = kDim;
   k.keep = kKeepK;
   mustafar_format v = k;

@@ -15,7 +15,7 @@ except ImportError:
     sys.exit("this example needs numpy: python -m pip install numpy")
 
 from mustafar import (
-    DTYPES,
+    VALUE_TYPES,
     AppendArgs,
     AppendSide,
     AttendArgs,
@@ -65,7 +65,7 @@ def main():
     for x, sparsity in ((k, 0.5), (v, 0.7)):
         keep = u32()
         library.keep_for_sparsity(u32(dim), ctypes.c_double(sparsity), ctypes.byref(keep))
-        page = Format(dtype=DTYPES["float16"], head_dim=dim, page_tokens=page_tokens, keep=keep.value)
+        page = Format(value_type=VALUE_TYPES["float16"], head_dim=dim, page_tokens=page_tokens, keep=keep.value)
         page_bytes = library.page_bytes(page)
         total += page_bytes
         memory = aligned(num_pages * kv_heads * page_bytes)

@@ -10,7 +10,7 @@ import sys
 
 from mustafar import (
     CUDA,
-    DTYPES,
+    VALUE_TYPES,
     UNAVAILABLE,
     AppendArgs,
     AppendSide,
@@ -92,7 +92,7 @@ class Model:
 
     def pool(self, pages, keep):
         name = str(self.dtype).removeprefix("torch.")
-        page = Format(dtype=DTYPES[name], head_dim=DIM, page_tokens=PAGE_TOKENS, keep=keep)
+        page = Format(value_type=VALUE_TYPES[name], head_dim=DIM, page_tokens=PAGE_TOKENS, keep=keep)
         memory = torch.full((pages * KV_HEADS * self.library.page_bytes(page),), 255, dtype=torch.uint8, device="cuda")
         return Pool(data=memory, format=page, num_pages=pages, kv_heads=KV_HEADS)
 

@@ -9,6 +9,7 @@ import sys
 size, u32, i64, pointer = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p
 f32 = ctypes.c_float
 DTYPES = {"float16": 1, "bfloat16": 2, "float32": 3}  # mustafar_dtype
+VALUE_TYPES = {"float16": 1, "bfloat16": 2, "e4m3": 16, "int8": 17}  # mustafar_value_type
 CUDA = 1  # mustafar_backend
 UNAVAILABLE = 13  # mustafar_status
 
@@ -46,7 +47,7 @@ class DeviceErrors(Struct):
 
 
 class Format(Struct):
-    _fields_ = fields(*((n, u32) for n in ("rows", "dtype", "head_dim", "page_tokens", "keep", "capacity")))
+    _fields_ = fields(*((n, u32) for n in ("rows", "value_type", "head_dim", "page_tokens", "keep", "capacity")))
 
 
 class Tensor(Struct):

@@ -23,7 +23,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use meter::Meter;
-use mustafar::{DType, Error};
+use mustafar::{DType, Error, ValueType};
 use std::process::ExitCode;
 use workload::Workload;
 
@@ -62,6 +62,9 @@ struct Options {
     /// Type of K, V and queries
     #[arg(long, default_value = "f16", value_parser = PossibleValuesParser::new(["f16", "bf16"]).map(dtype))]
     dtype: DType,
+    /// Type of the values that are stored [default: --dtype]
+    #[arg(long, value_parser = PossibleValuesParser::new(["f16", "bf16", "e4m3", "int8"]).map(value_type))]
+    values: Option<ValueType>,
     /// Threads of the CPU backend; not for --backend cuda
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -80,6 +83,19 @@ enum BackendName {
 
 fn dtype(name: String) -> DType {
     if name == "bf16" { DType::Bf16 } else { DType::F16 }
+}
+
+fn value_type(name: String) -> ValueType {
+    let named = ValueType::all().into_iter().find(|values| values.to_string() == name);
+    named.expect("the parser lists names of value types")
+}
+
+impl Options {
+    /// Type of the values that are stored.
+    fn value_type(&self) -> ValueType {
+        let of_dtype = if self.dtype == DType::Bf16 { ValueType::Bf16 } else { ValueType::F16 };
+        self.values.unwrap_or(of_dtype)
+    }
 }
 
 /// Measured repetitions, after [`WARM_UP`] that are not.
@@ -140,9 +156,10 @@ impl Results {
 
     fn print(&self, options: &Options) {
         let Options { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, .. } = options;
+        let values = options.value_type();
         println!(
             "batch {batch}, {q_heads} query / {kv_heads} KV heads of {head_dim}, {tokens} tokens, keep {keep_k} / {keep_v}, \
-             {dtype}, {}",
+             {values} of {dtype}, {}",
             self.backend
         );
         let dense_gbps = self.dense_bytes as f64 / self.dense_us / 1e3;
@@ -233,6 +250,14 @@ fn check(options: &Options) -> Result<(), Error> {
     if !options.q_heads.is_multiple_of(options.kv_heads) {
         let allowed = format!("a multiple of --kv-heads ({})", options.kv_heads);
         return invalid("--q-heads", options.q_heads, allowed);
+    }
+    if options.value_type().dtype().is_some_and(|dtype| dtype != options.dtype) {
+        let (argument, value) = ("--values", options.value_type().to_string());
+        return Err(Error::InvalidArgument {
+            argument,
+            value,
+            allowed: format!("{}, e4m3, int8", options.dtype),
+        });
     }
     for (argument, keep) in [("--keep-k", options.keep_k), ("--keep-v", options.keep_v)] {
         if keep == 0 || keep > options.head_dim {

@@ -1,5 +1,6 @@
 //! Appending: new tokens to sinks and window, and whole groups to pages once the window is full.
 
+use super::config::dtype;
 use super::copy::Place;
 use super::sequences::{Progress, Sequence};
 use super::{Cache, CenterMode, SequenceId};
@@ -121,9 +122,9 @@ impl Cache {
         let (s, heads, dim) = (x.shape, self.config.kv_heads, format.head_dim());
         // Positions are i32 in the ops.
         let fits = s.batch == sequences && s.tokens <= i32::MAX as usize && s.heads == heads && s.dim == dim;
-        if !fits || x.dtype != format.dtype() {
+        if !fits || x.dtype != dtype(format) {
             let found = format!("[{}, {}, {}, {}] {}", s.batch, s.tokens, s.heads, s.dim, x.dtype);
-            let allowed = format!("[{sequences}, 0 to {}, {heads}, {dim}] {}", i32::MAX, format.dtype());
+            let allowed = format!("[{sequences}, 0 to {}, {heads}, {dim}] {}", i32::MAX, dtype(format));
             return Err(Error::invalid(argument, found, allowed));
         }
         match self.context.run() {

@@ -1,6 +1,6 @@
 //! Configuration of a cache.
 
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
 use crate::pool::PoolLayout;
@@ -74,8 +74,8 @@ impl CacheConfig {
             layers,
             q_heads,
             kv_heads,
-            k: PageFormat::uniform(DType::F16, head_dim, 64, keep_k)?,
-            v: PageFormat::uniform(DType::F16, head_dim, 64, keep_v)?,
+            k: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_k)?,
+            v: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_v)?,
             window: 32,
             group: 256,
             sinks: 4,
@@ -112,6 +112,9 @@ impl CacheConfig {
             if format.keep().is_none() {
                 return Err(Error::invalid(argument, "a ragged page format", "uniform page formats"));
             }
+            if format.value_type().is_scaled() {
+                return Err(Error::unsupported(argument, format.value_type(), "pages of f16 or bf16"));
+            }
         }
         let page_tokens = self.k.page_tokens();
         if self.v.page_tokens() != page_tokens {
@@ -138,6 +141,11 @@ impl CacheConfig {
         }
         Geometry::new(self).map(|_| ())
     }
+}
+
+/// Type of the tokens that pages of this format are made from.
+pub(super) fn dtype(format: PageFormat) -> DType {
+    format.value_type().dtype().unwrap_or(DType::F16)
 }
 
 /// Sizes that follow from a configuration, in bytes unless said otherwise.
@@ -173,7 +181,7 @@ impl Geometry {
         let page = layouts.0.page_stride;
         let layer_pages = product("max_tokens", &[num_pages, page])?;
         let row =
-            config.k.head_dim() * config.k.dtype().bytes() + config.v.head_dim() * config.v.dtype().bytes();
+            config.k.head_dim() * dtype(config.k).bytes() + config.v.head_dim() * dtype(config.v).bytes();
         let token = product("kv_heads", &[config.kv_heads, row])?;
         let center = match config.center {
             CenterMode::None => 0,

@@ -1,7 +1,7 @@
 //! Dense tokens of all layers and sequences: the windows, and the sinks.
 
 use super::buffer::{Buffer, Staging};
-use super::config::CacheConfig;
+use super::config::{CacheConfig, dtype};
 use super::copy::{Place, copy_tokens};
 use crate::backend::{Context, Stream};
 use crate::error::Result;
@@ -113,12 +113,12 @@ impl Side {
     ) -> Result<Self> {
         let shape = Shape::contiguous(config.max_sequences, capacity, config.kv_heads, format.head_dim())?;
         // `CacheConfig::check` has shown that all sizes together fit.
-        let bytes = config.layers * shape.batch * shape.batch_stride * format.dtype().bytes();
+        let bytes = config.layers * shape.batch * shape.batch_stride * dtype(format).bytes();
         Ok(Self { argument, buffer: Buffer::zeroed(context, bytes)?, format, shape })
     }
 
     fn token_bytes(&self) -> usize {
-        self.shape.token_stride * self.format.dtype().bytes()
+        self.shape.token_stride * dtype(self.format).bytes()
     }
 
     /// Byte offset of token 0 of a row.
@@ -129,12 +129,12 @@ impl Side {
     /// One layer, `[rows, capacity, kv_heads, head_dim]`.
     pub(super) fn tensor(&self, layer: usize) -> Result<Tensor<'_>> {
         let mem = self.buffer.mem().skip(self.argument, self.at(layer, 0))?;
-        Tensor::new(self.argument, mem, self.format.dtype(), self.shape)
+        Tensor::new(self.argument, mem, dtype(self.format), self.shape)
     }
 
     fn tensor_mut(&mut self, layer: usize) -> Result<TensorMut<'_>> {
         let first = self.at(layer, 0);
         let mem = self.buffer.mem_mut().skip(self.argument, first)?;
-        TensorMut::new(self.argument, mem, self.format.dtype(), self.shape)
+        TensorMut::new(self.argument, mem, dtype(self.format), self.shape)
     }
 }

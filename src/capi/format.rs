@@ -5,7 +5,7 @@ use crate::capi::handle::put;
 use crate::capi::status::mustafar_status;
 use crate::capi::structs::{extensible, read, write};
 use crate::capi::views::Pointers;
-use crate::dtype::DType;
+use crate::dtype::ValueType;
 use crate::error::{Error, Result};
 use crate::format::{PAGE_ALIGN, PageFormat};
 use crate::mem::Place;
@@ -35,8 +35,8 @@ pub struct mustafar_format {
     pub struct_size: usize,
     /// A mustafar_rows.
     pub rows: u32,
-    /// Type of the values: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16. Required.
-    pub dtype: u32,
+    /// A mustafar_value_type. Required.
+    pub value_type: u32,
     /// Channels per row: 64, 96, 128 or 256. Required.
     pub head_dim: u32,
     /// Tokens per page: 16, 32, 64 or 128; 0 is 64.
@@ -55,12 +55,14 @@ pub struct mustafar_page_layout {
     pub struct_size: usize,
     /// Size of a page, a multiple of 16.
     pub page_bytes: usize,
-    /// Size of the same tokens stored dense in the value type.
+    /// Size of the same tokens stored dense in 16 bits.
     pub dense_bytes: usize,
     /// Size of the bitmap, which starts the page.
     pub bitmap_bytes: usize,
     /// Start of the row offsets; 0 in uniform pages, which have none.
     pub offsets_offset: usize,
+    /// Start of the scales; 0 in pages of 16-bit values, which have none.
+    pub scales_offset: usize,
     /// Start of the values.
     pub values_offset: usize,
     /// Values a page holds at most.
@@ -70,10 +72,11 @@ pub struct mustafar_page_layout {
 }
 
 extensible!(mustafar_format, first_release_ends_with capacity, {
-    struct_size, rows, dtype, head_dim, page_tokens, keep, capacity,
+    struct_size, rows, value_type, head_dim, page_tokens, keep, capacity,
 });
 extensible!(mustafar_page_layout, first_release_ends_with alignment, {
-    struct_size, page_bytes, dense_bytes, bitmap_bytes, offsets_offset, values_offset, capacity, alignment,
+    struct_size, page_bytes, dense_bytes, bitmap_bytes, offsets_offset, scales_offset, values_offset,
+    capacity, alignment,
 });
 
 /// The format a C structure describes.
@@ -83,7 +86,7 @@ extensible!(mustafar_page_layout, first_release_ends_with alignment, {
 pub(super) unsafe fn format(argument: &'static str, format: *const mustafar_format) -> Result<PageFormat> {
     // SAFETY: the caller's promise.
     let f = unsafe { read(argument, format)? };
-    let dtype = DType::from_code("format.dtype", f.dtype)?;
+    let value_type = ValueType::from_code("format.value_type", f.value_type)?;
     let page_tokens = if f.page_tokens == 0 { DEFAULT_PAGE_TOKENS } else { f.page_tokens };
     let (head_dim, page_tokens) = (f.head_dim as usize, page_tokens as usize);
     let unused = |field, value: u32, rows| match value {
@@ -92,10 +95,10 @@ pub(super) unsafe fn format(argument: &'static str, format: *const mustafar_form
     };
     if f.rows == mustafar_rows::Uniform as u32 {
         unused("format.capacity", f.capacity, "uniform")?;
-        PageFormat::uniform(dtype, head_dim, page_tokens, f.keep as usize)
+        PageFormat::uniform(value_type, head_dim, page_tokens, f.keep as usize)
     } else if f.rows == mustafar_rows::Ragged as u32 {
         unused("format.keep", f.keep, "ragged")?;
-        PageFormat::ragged(dtype, head_dim, page_tokens, f.capacity as usize)
+        PageFormat::ragged(value_type, head_dim, page_tokens, f.capacity as usize)
     } else {
         Err(Error::invalid("format.rows", f.rows, "0 (uniform), 1 (ragged)"))
     }
@@ -105,7 +108,7 @@ pub(super) unsafe fn format(argument: &'static str, format: *const mustafar_form
 ///
 /// @param format  The format.
 /// @param bytes   Receives the size in bytes, a multiple of 16.
-/// @return SUCCESS; UNSUPPORTED for a dtype, head_dim or page_tokens without kernels; INVALID_ARGUMENT,
+/// @return SUCCESS; UNSUPPORTED for a head_dim or page_tokens without kernels; INVALID_ARGUMENT,
 ///         NULL_POINTER, MISALIGNED or VERSION_MISMATCH for the structure.
 ///
 /// Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
@@ -143,6 +146,7 @@ pub unsafe extern "C" fn mustafar_format_layout(
             dense_bytes: format.dense_bytes(),
             bitmap_bytes: format.bitmap_bytes(),
             offsets_offset: format.offsets_offset().unwrap_or(0),
+            scales_offset: format.scales_offset().unwrap_or(0),
             values_offset: format.values_offset(),
             capacity: format.capacity(),
             alignment: PAGE_ALIGN,

@@ -2,8 +2,10 @@
 
 use super::parallel;
 use super::select::{select, subtract_center};
-use super::simd_rows::{self as simd, MAX_DIM};
+use super::simd_rows::MAX_DIM;
+use super::store::{Types, store};
 use crate::backend::Cpu;
+use crate::dtype::DType;
 use crate::format::PageFormat;
 use crate::ops::check::HostCenter;
 use crate::pool::PagesMut;
@@ -12,8 +14,10 @@ use crate::tensor::Rows;
 /// K or V: what is read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source<'a> {
-    /// `[1, tokens, kv_heads, head_dim]`, bits of the pages' dtype.
+    /// `[1, tokens, kv_heads, head_dim]`, bits of `dtype`.
     pub(crate) x: Rows<'a, u16>,
+    /// f16 or bf16.
+    pub(crate) dtype: DType,
     /// Values per row of the pages.
     pub(crate) keep: usize,
     /// `[kv_heads, head_dim]`.
@@ -54,7 +58,8 @@ fn append_heads(
     targets: Targets<'_>,
 ) {
     let (level, format) = (cpu.level, pages.layout.format);
-    let (dtype, dim) = (format.dtype(), format.head_dim());
+    let (dtype, dim) = (source.dtype, format.head_dim());
+    let types = Types { dtype, values: format.value_type() };
     let mut shifted = [0u16; MAX_DIM];
     for (token, &slot) in targets.slots.iter().enumerate() {
         let Ok(slot) = usize::try_from(slot) else { continue };
@@ -69,21 +74,26 @@ fn append_heads(
             let weights = source.weights.map(|w| &w[head * dim..][..dim]);
             let mask = select(level, dtype, row, weights, source.keep);
             let page = pages.page_mut(page, i);
-            let (bitmap, values) = uniform_row(&format, page, offset, source.keep);
+            let (bitmap, scale, values) = uniform_row(&format, page, offset, source.keep);
             mask.write(bitmap);
-            simd::pack(level, row, &mask, values);
+            store(level, types, row, &mask, scale, values);
         }
     }
 }
 
-/// Bitmap and values of one row of a uniform page.
+/// Bitmap, scale and values of one row of a uniform page; the scale is empty if there is none.
 fn uniform_row<'a>(
     format: &PageFormat,
     page: &'a mut [u8],
     row: usize,
     keep: usize,
-) -> (&'a mut [u8], &'a mut [u8]) {
-    let (bitmap, values) = page.split_at_mut(format.values_offset());
-    let row_bytes = format.bitmap_row_bytes();
-    (&mut bitmap[row * row_bytes..][..row_bytes], &mut values[row * keep * 2..][..keep * 2])
+) -> (&'a mut [u8], &'a mut [u8], &'a mut [u8]) {
+    let (head, values) = page.split_at_mut(format.values_offset());
+    let (bitmap, scales) = head.split_at_mut(format.bitmap_bytes());
+    let part = |section: &'a mut [u8], bytes: usize| &mut section[row * bytes..][..bytes];
+    (
+        part(bitmap, format.bitmap_row_bytes()),
+        part(scales, format.scale_bytes()),
+        part(values, keep * format.value_type().bytes()),
+    )
 }

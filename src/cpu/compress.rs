@@ -2,7 +2,9 @@
 
 use super::parallel;
 use super::simd_rows::{self as simd, Mask};
+use super::store::{Types, store};
 use crate::backend::Cpu;
+use crate::dtype::DType;
 use crate::format::PageFormat;
 use crate::pool::PagesMut;
 use crate::tensor::Rows;
@@ -12,8 +14,10 @@ use std::sync::{Mutex, PoisonError};
 /// What is read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source<'a> {
-    /// `[1, tokens, kv_heads, head_dim]`, bits of the pages' dtype.
+    /// `[1, tokens, kv_heads, head_dim]`, bits of `dtype`.
     pub(crate) x: Rows<'a, u16>,
+    /// f16 or bf16.
+    pub(crate) dtype: DType,
     /// `[tokens, kv_heads, head_dim / 8]`.
     pub(crate) mask: Option<&'a [u8]>,
     /// Rows of a page.
@@ -103,24 +107,31 @@ fn write_page(
     head: usize,
     page: &mut [u8],
 ) {
-    let (bitmap, rest) = page.split_at_mut(format.bitmap_bytes());
-    let (offsets, values) = rest.split_at_mut(format.values_offset() - format.bitmap_bytes());
+    let types = Types { dtype: source.dtype, values: format.value_type() };
+    let (value_bytes, scale_bytes) = (types.values.bytes(), format.scale_bytes());
+    let (sections, values) = page.split_at_mut(format.values_offset());
+    let (sections, scales) = sections.split_at_mut(format.scales_offset().unwrap_or(format.values_offset()));
+    let (bitmap, offsets) = sections.split_at_mut(format.bitmap_bytes());
     // The first offset is 0, and the padding after the last.
     offsets.fill(0);
+    scales.fill(0);
     let ends = offsets[2..].chunks_exact_mut(2);
     let rows = bitmap.chunks_exact_mut(format.bitmap_row_bytes()).zip(ends);
     let mut end = 0;
-    for (token, (bitmap, row_end)) in (tokens.start..).zip(rows) {
+    for (i, (bitmap, row_end)) in rows.enumerate() {
+        let token = tokens.start + i;
         if token < tokens.end {
             let mask = source.mask(cpu, token, head);
             mask.write(bitmap);
-            let row = &mut values[2 * end..][..2 * mask.count() as usize];
-            simd::pack(cpu.level, source.x.row(0, token, head), &mask, row);
-            end += mask.count() as usize;
+            let count = mask.count() as usize;
+            let row = &mut values[value_bytes * end..][..value_bytes * count];
+            let scale = &mut scales[i * scale_bytes..][..scale_bytes];
+            store(cpu.level, types, source.x.row(0, token, head), &mask, scale, row);
+            end += count;
         } else {
             bitmap.fill(0);
         }
         row_end.copy_from_slice(&(end as u16).to_le_bytes());
     }
-    values[2 * end..].fill(0);
+    values[value_bytes * end..].fill(0);
 }

@@ -1,9 +1,10 @@
 //! `decompress` on the CPU: one row at a time.
 
+use super::packed::scale;
 use super::parallel;
 use super::simd_rows::{self as simd, MAX_DIM};
 use crate::backend::Cpu;
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::format::Rows;
 use crate::mem::Element;
 use crate::ops::check::{HostCenter, HostSequences};
@@ -23,10 +24,10 @@ pub(crate) struct Source<'a> {
 
 /// To f16 or bf16 rows, as `dtype` says.
 pub(crate) fn decompress16(cpu: Cpu, source: Source<'_>, dtype: DType, out: RowsMut<'_, u16>) {
-    let (level, pages) = (cpu.level, source.pages.layout.format.dtype());
+    let (level, pages) = (cpu.level, source.pages.layout.format.value_type());
     rows(cpu, source, out, |row, center, out| {
-        if center.is_none() && dtype == pages {
-            row.expand(cpu, out);
+        if center.is_none() && pages.dtype() == Some(dtype) {
+            simd::expand(level, row.bitmap, row.values, out);
         } else {
             let mut x = [0f32; MAX_DIM];
             let x = &mut x[..out.len()];
@@ -38,7 +39,7 @@ pub(crate) fn decompress16(cpu: Cpu, source: Source<'_>, dtype: DType, out: Rows
 
 /// To f32 rows.
 pub(crate) fn decompress32(cpu: Cpu, source: Source<'_>, out: RowsMut<'_, f32>) {
-    let pages = source.pages.layout.format.dtype();
+    let pages = source.pages.layout.format.value_type();
     rows(cpu, source, out, |row, center, out| row.floats(cpu, pages, center, out));
 }
 
@@ -46,6 +47,8 @@ pub(crate) fn decompress32(cpu: Cpu, source: Source<'_>, out: RowsMut<'_, f32>) 
 #[derive(Debug, Clone, Copy)]
 struct PackedRow<'a> {
     bitmap: &'a [u8],
+    /// 1 for 16-bit values.
+    scale: f32,
     values: &'a [u8],
 }
 
@@ -62,19 +65,26 @@ impl<'a> PackedRow<'a> {
         };
         Self {
             bitmap: &page[row * row_bytes..][..row_bytes],
-            values: &page[format.values_offset()..][2 * first..],
+            scale: format.scales_offset().map_or(1.0, |at| scale(&page[at + 2 * row..])),
+            values: &page[format.values_offset()..][format.value_type().bytes() * first..],
         }
     }
 
-    fn expand(&self, cpu: Cpu, out: &mut [u16]) {
-        simd::expand(cpu.level, self.bitmap, self.values, out);
-    }
-
-    fn floats(&self, cpu: Cpu, dtype: DType, center: Option<&[f32]>, out: &mut [f32]) {
-        let mut bits = [0u16; MAX_DIM];
-        let bits = &mut bits[..out.len()];
-        self.expand(cpu, bits);
-        simd::widen(cpu.level, dtype, bits, out);
+    fn floats(&self, cpu: Cpu, values: ValueType, center: Option<&[f32]>, out: &mut [f32]) {
+        match values.dtype() {
+            Some(dtype) => {
+                let mut bits = [0u16; MAX_DIM];
+                let bits = &mut bits[..out.len()];
+                simd::expand(cpu.level, self.bitmap, self.values, bits);
+                simd::widen(cpu.level, dtype, bits, out);
+            }
+            None => {
+                let mut codes = [0u8; MAX_DIM];
+                let codes = &mut codes[..out.len()];
+                simd::expand_codes(cpu.level, self.bitmap, self.values, codes);
+                simd::dequantize(cpu.level, values, self.scale, codes, out);
+            }
+        }
         if let Some(center) = center {
             out.iter_mut().zip(center).for_each(|(x, c)| *x += c);
         }

@@ -67,6 +67,27 @@ pub(crate) fn bf16_to_f32(h: u16) -> f32 {
     f32::from_bits(u32::from(h) << 16)
 }
 
+/// 1/256 of the value of an e4m3 code, as an f16: exponent and fraction move to their place in an f16, whose exponent
+/// has a bias larger by 8.
+#[inline(always)]
+pub(crate) fn e4m3_to_f16_over_256(code: u8) -> u16 {
+    let magnitude = u16::from(code & 0x7f) << 7;
+    let nan = if magnitude > 0x3f00 { 0x7c00 } else { 0 };
+    magnitude | nan | u16::from(code & 0x80) << 8
+}
+
+/// The e4m3 code nearest to `x`, ties to even; `x` must round to at most 448 in magnitude.
+#[inline(always)]
+pub(crate) fn f32_to_e4m3(x: f32) -> u8 {
+    let bits = x.to_bits() & 0x7fff_ffff;
+    // Below 2^-6 codes are multiples of 2^-9, which is the unit in the last place of floats around 2^14.
+    let subnormal = (f32::from_bits(bits) + 16384.0).to_bits() - 16384f32.to_bits();
+    // Elsewhere 20 of the fraction's 23 bits are rounded away, and the exponent's bias shrinks by 120.
+    let rounded = bits.wrapping_add(0x7_ffff + (bits >> 20 & 1)) >> 20;
+    let magnitude = if bits < 0x3c80_0000 { subnormal } else { rounded.wrapping_sub(120 << 3) };
+    magnitude as u8 | (x.to_bits() >> 24 & 0x80) as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +95,26 @@ mod tests {
     fn ulps(found: f32, exact: f64) -> f64 {
         let ulp = f64::from(f32::EPSILON) * 2f64.powi(exact.abs().log2().floor() as i32);
         ((f64::from(found) - exact) / ulp).abs()
+    }
+
+    #[test]
+    fn e4m3_codes_convert_as_the_reference_does() {
+        use crate::dtype::ValueType;
+        use crate::reference::{decode, encode};
+        for code in 0..=u8::MAX {
+            let (found, exact) =
+                (f16_to_f32(e4m3_to_f16_over_256(code)), decode(ValueType::E4m3, code.into()));
+            assert!(f64::from(found * 256.0) == exact || found.is_nan() && exact.is_nan(), "{code:#x}");
+            assert_eq!(found.is_sign_negative(), code & 0x80 != 0, "{code:#x}");
+        }
+        // Codes and the middles between them have at most 4 bits of fraction: every such number, and its neighbours.
+        for middle in (1..=448f32.to_bits() >> 19).map(|bits| bits << 19) {
+            for x in [middle - 1, middle, middle + 1].map(f32::from_bits) {
+                for x in [x, -x] {
+                    assert_eq!(f32_to_e4m3(x), encode(ValueType::E4m3, x) as u8, "{x:e}");
+                }
+            }
+        }
     }
 
     #[test]

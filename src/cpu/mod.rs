@@ -16,5 +16,6 @@ mod select;
 mod simd_attend;
 pub(crate) mod simd_rows;
 pub(crate) mod spmv;
+mod store;
 
 pub use level::Level;

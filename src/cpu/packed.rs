@@ -1,13 +1,14 @@
 //! Rows of pages as the inner loops read them.
 
-use crate::cpu::simd_attend::{Ahead, BLOCK, Block, MAX_DIM, PAD};
+use crate::cpu::math::bf16_to_f32;
+use crate::cpu::simd_attend::{Ahead, BLOCK, Block, MAX_DIM, PAD_BYTES};
 use crate::format::Rows;
 use crate::ops::check::HostSequences;
 use crate::pool::Pages;
 use std::ops::Range;
 
 /// Bytes that [`push_rows`] needs for the rows it has to copy.
-pub(crate) const TAIL_BYTES: usize = BLOCK * (MAX_DIM + PAD) * 2;
+pub(crate) const TAIL_BYTES: usize = BLOCK * (2 * MAX_DIM + PAD_BYTES);
 
 /// Adds the rows of tokens `tokens` (at most [`BLOCK`]) of sequence `b` to `block`.
 ///
@@ -22,22 +23,24 @@ pub(crate) fn push_rows<'a>(
     block: &mut Block<'a>,
 ) {
     let format = pages.layout.format;
-    let page_tokens = format.page_tokens();
+    let (page_tokens, value_bytes) = (format.page_tokens(), format.value_type().bytes());
     let mut token = tokens.start;
     while token < tokens.end {
         let page = pages.page(sequences.page(b, token / page_tokens), head);
         let (bitmap, values) = (&page[..format.bitmap_bytes()], &page[format.values_offset()..]);
+        let scales = format.scales_offset().map(|at| &page[at..]);
         let first = token % page_tokens;
         let mut rows = first..page_tokens.min(first + tokens.end - token);
         token += rows.len();
         if let Rows::Uniform { keep } = format.rows() {
             // Rows that stay inside whatever their bits go in one step.
-            let reach = (format.head_dim() + PAD) * 2;
-            let inside = values.len().checked_sub(reach).map_or(0, |room| room / (keep * 2) + 1);
+            let (reach, stride) = (format.head_dim() * value_bytes + PAD_BYTES, keep * value_bytes);
+            let inside = values.len().checked_sub(reach).map_or(0, |room| room / stride + 1);
             let run = rows.start..rows.end.min(inside);
             if !run.is_empty() {
                 let bits = &bitmap[run.start * format.bitmap_row_bytes()..];
-                block.push_packed_run(bits, &values[run.start * keep * 2..], keep * 2, run.len());
+                let scales = scales.map(|scales| &scales[2 * run.start..]);
+                block.push_packed_run(bits, scales, &values[run.start * stride..], stride, run.len());
                 rows.start = run.end;
             }
         }
@@ -47,16 +50,17 @@ pub(crate) fn push_rows<'a>(
                 Rows::Ragged { capacity } => ragged_row(&page[format.bitmap_bytes()..], row, capacity),
             };
             let bits = &bitmap[row * format.bitmap_row_bytes()..][..format.bitmap_row_bytes()];
-            let values = &values[start * 2..];
+            let scale = scales.map_or(1.0, |scales| scale(&scales[2 * row..]));
+            let values = &values[start * value_bytes..];
             let kept: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-            let reach = (kept as usize + PAD) * 2;
+            let reach = kept as usize * value_bytes + PAD_BYTES;
             if values.len() >= reach {
-                block.push_packed(bits, values);
+                block.push_packed(bits, scale, values);
             } else {
                 let (copy, rest) = std::mem::take(&mut tail).split_at_mut(reach);
-                let bytes = len.min(kept as usize) * 2;
+                let bytes = len.min(kept as usize) * value_bytes;
                 copy[..bytes].copy_from_slice(&values[..bytes]);
-                block.push_packed(bits, copy);
+                block.push_packed(bits, scale, copy);
                 tail = rest;
             }
         }
@@ -74,7 +78,7 @@ pub(crate) fn look_ahead<'a>(
 ) {
     let format = pages.layout.format;
     let page_tokens = format.page_tokens();
-    let row_bytes = format.capacity() * format.dtype().bytes() / page_tokens;
+    let row_bytes = format.capacity() * format.value_type().bytes() / page_tokens;
     let mut token = tokens.start;
     while token < tokens.end {
         let page = pages.page(sequences.page(b, token / page_tokens), head);
@@ -83,8 +87,16 @@ pub(crate) fn look_ahead<'a>(
         token += rows.len();
         let bits = format.bitmap_row_bytes();
         ahead.push(&page[rows.start * bits..rows.end * bits]);
+        if let Some(scales) = format.scales_offset() {
+            ahead.push(&page[scales..][2 * rows.start..2 * rows.end]);
+        }
         ahead.push(&page[format.values_offset()..][rows.start * row_bytes..rows.end * row_bytes]);
     }
+}
+
+/// The scale that the first two bytes are.
+pub(crate) fn scale(bytes: &[u8]) -> f32 {
+    bf16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
 /// Start and length of a row of a ragged page, both inside the page whatever the offsets say.

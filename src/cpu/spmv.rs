@@ -38,7 +38,7 @@ impl Source<'_> {
     ) {
         let len = self.sequences.len(at.0, at.1);
         for first in (0..len).step_by(BLOCK) {
-            let mut block = Block::new(Encoding::Packed(self.pages.layout.format.dtype()), self.dim());
+            let mut block = Block::new(Encoding::Packed(self.pages.layout.format.value_type()), self.dim());
             let tokens = first..len.min(first + BLOCK);
             push_rows(&self.pages, &self.sequences, at, tokens, tail, &mut block);
             let mut ahead = Ahead::new();

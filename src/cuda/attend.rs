@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Device;
-use super::args::{int32, int64, stride};
+use super::args::{int32, int64, stride, value_dtype};
 use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
 use super::plan::{Bounds, Plan, TILE_TOKENS};
@@ -36,10 +36,11 @@ fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
         return Err(Error::unsupported("out.dim", shapes.v_dim, supported));
     }
     if let Some(compressed) = &args.compressed {
-        let (k, v) = (compressed.k.layout.format.dtype(), compressed.v.layout.format.dtype());
+        let k = value_dtype("compressed.k.value_type", &compressed.k.layout)?;
+        let v = value_dtype("compressed.v.value_type", &compressed.v.layout)?;
         if k != v {
-            let supported = format!("{k}, the dtype of compressed.k, on the CUDA backend");
-            return Err(Error::unsupported("compressed.v.dtype", v, supported));
+            let supported = format!("{k}, the value type of compressed.k, on the CUDA backend");
+            return Err(Error::unsupported("compressed.v.value_type", v, supported));
         }
         return Ok(k);
     }

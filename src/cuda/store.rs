@@ -1,7 +1,7 @@
 //! Launches of the ops that write, read back and check pages, and of `prune`.
 #![allow(unsafe_code)]
 
-use super::args::{int32, int64, stride};
+use super::args::{int32, int64, stride, value_dtype};
 use super::kernels::{Family, Kernel, LaunchShape, STORE_WARPS, units, warps};
 use super::params::{
     self, AppendParams, CompressParams, DecompressParams, PruneParams, StorePool, ValidateParams,
@@ -66,7 +66,7 @@ fn append_side(device: &Device, side: &AppendSide<'_>, names: &Names) -> Result<
         center_batch: int32(names.center_batch, side.center.map_or(1, |c| c.batch))?,
         reserved: 0,
     };
-    Ok(Side { dtype: layout.format.dtype(), dim, weighted: side.weights.is_some(), params })
+    Ok(Side { dtype: value_dtype(names.value_type, layout)?, dim, weighted: side.weights.is_some(), params })
 }
 
 pub(crate) fn append(device: &Device, stream: Stream, args: &Append<'_>) -> Result<()> {
@@ -173,7 +173,7 @@ pub(crate) fn compress(device: &Device, stream: Stream, args: &mut Compress<'_>)
         page_tokens: int32("page_tokens", format.page_tokens())?,
         capacity: int32("capacity", format.capacity())?,
     };
-    let kernel = Kernel::Typed(Family::Compress, format.dtype(), format.head_dim());
+    let kernel = Kernel::Typed(Family::Compress, value_dtype("pool.value_type", &layout)?, format.head_dim());
     let shape = LaunchShape::new([grid, 1, 1], 32 * STORE_WARPS);
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, shape, stream, &params) }
@@ -202,7 +202,8 @@ pub(crate) fn decompress(device: &Device, stream: Stream, args: &mut Decompress<
         reserved: 0,
         out: device.tensor_mut("out", &mut args.out)?,
     };
-    let kernel = Kernel::Typed(Family::Decompress, format.dtype(), format.head_dim());
+    let kernel =
+        Kernel::Typed(Family::Decompress, value_dtype("pool.value_type", &layout)?, format.head_dim());
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, warps(units, 1), stream, &params) }
 }
@@ -227,7 +228,8 @@ pub(crate) fn validate(device: &Device, stream: Stream, args: &mut Validate<'_>)
         capacity: int32("capacity", layout.format.capacity())?,
         reserved: 0,
     };
-    let kernel = Kernel::Typed(Family::Validate, layout.format.dtype(), layout.format.head_dim());
+    let dtype = value_dtype("pool.value_type", &layout)?;
+    let kernel = Kernel::Typed(Family::Validate, dtype, layout.format.head_dim());
     let shape = LaunchShape::new([rows.div_ceil(VALIDATE_THREADS), 1, 1], VALIDATE_THREADS);
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, shape, stream, &params) }

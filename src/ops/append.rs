@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 /// One side (K or V) of an [`Append`].
 #[derive(Debug)]
 pub struct AppendSide<'a> {
-    /// New tokens `[1, tokens, kv_heads, head_dim]`, dtype of the pages.
+    /// New tokens `[1, tokens, kv_heads, head_dim]` in the type of the pages' values; f16 or bf16 for pages of 8-bit
+    /// values.
     pub x: Tensor<'a>,
     /// Destination; uniform pages.
     pub pool: PagePoolMut<'a>,
@@ -42,7 +43,7 @@ pub struct Append<'a> {
 }
 
 /// Selects the `keep` largest scores of each row (magnitudes compare by bit pattern; ties go to the lower channel)
-/// and writes bitmap and values at the token's slot. Other slots of the page are untouched.
+/// and writes bitmap, scale (8-bit values) and values at the token's slot. Other slots of the page are untouched.
 ///
 /// # Errors
 /// Each names the argument: neither K nor V, shapes or dtypes that differ, ragged pages, pools that differ in
@@ -73,6 +74,7 @@ pub(crate) struct Names {
     pub(crate) dtype: &'static str,
     pub(crate) x: &'static str,
     pub(crate) pool: &'static str,
+    pub(crate) value_type: &'static str,
     pub(crate) weights: &'static str,
     pub(crate) center: &'static str,
     pub(crate) center_batch: &'static str,
@@ -85,6 +87,7 @@ pub(crate) const K: Names = Names {
     dtype: "k.x.dtype",
     x: "k.x",
     pool: "k.pool",
+    value_type: "k.pool.value_type",
     weights: "k.weights",
     center: "k.center",
     center_batch: "k.center.batch",
@@ -97,6 +100,7 @@ pub(crate) const V: Names = Names {
     dtype: "v.x.dtype",
     x: "v.x",
     pool: "v.pool",
+    value_type: "v.pool.value_type",
     weights: "v.weights",
     center: "v.center",
     center_batch: "v.center.batch",
@@ -124,7 +128,7 @@ fn check_side(side: &AppendSide<'_>, has_sequence: bool, names: &Names) -> Resul
     if layout.format.keep().is_none() {
         return Err(Error::invalid(names.pool, "ragged", "uniform pages"));
     }
-    check::page_dtype(names.dtype, side.x.dtype, layout.format.dtype())?;
+    check::page_dtype(names.dtype, side.x.dtype, layout.format.value_type())?;
     check::same(names.batch, shape.batch, 1, "tokens of all sequences follow each other")?;
     check::same(names.heads, shape.heads, layout.kv_heads, "kv_heads of the pool")?;
     check::same(names.dim, shape.dim, layout.format.head_dim(), "head_dim of the pages")?;
@@ -181,6 +185,7 @@ fn host_side<'s>(side: &'s mut AppendSide<'_>, names: &Names) -> Result<Side<'s>
     let (heads, dim) = (layout.kv_heads, layout.format.head_dim());
     let source = Source {
         x: side.x.rows(names.x)?,
+        dtype: side.x.dtype,
         keep: layout.format.keep().unwrap_or(0),
         weights: side.weights.as_ref().map(|w| check::weights(names.weights, w, heads, dim)).transpose()?,
         center: side.center.map(|c| HostCenter::new(names.center, &c, heads, dim)).transpose()?,

@@ -33,8 +33,8 @@ impl Center<'_> {
 pub struct Compressed<'a> {
     /// Key pages.
     pub k: PagePool<'a>,
-    /// Value pages: same page_tokens, num_pages and kv_heads as `k`; rows and keep may differ, on the CPU dtype and
-    /// head_dim too.
+    /// Value pages: same page_tokens, num_pages and kv_heads as `k`; rows and keep may differ, on the CPU value type
+    /// and head_dim too.
     pub v: PagePool<'a>,
     /// Which pages, and how many tokens.
     pub sequences: Sequences<'a>,
@@ -114,7 +114,7 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 ///
 /// A value that is not finite makes its channel of the output so, for every query that sees it. On CUDA it may also do
 /// so to the other channel of its pair (2i, 2i + 1) and to the other queries of the sequence in the call, since tensor
-/// cores multiply it by their zeros.
+/// cores multiply it by their zeros. In pages of 8-bit values it makes its whole row NaN.
 ///
 /// `workspace` is scratch of at least [`attend_workspace`] bytes, 16-byte aligned; its contents do not matter.
 ///

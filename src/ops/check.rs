@@ -3,7 +3,7 @@
 //! What needs no array contents (sizes, dtypes, strides) is checked for every backend; what needs them (lengths,
 //! page numbers, weights) is checked while a host view is made, so a view that exists is valid.
 
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::error::{Error, Result};
 use crate::format::{Rows, list};
 use crate::mem::Mem;
@@ -19,12 +19,17 @@ pub(crate) fn same(argument: &'static str, found: usize, expected: usize, source
     Ok(())
 }
 
-/// Refuses a dtype that is not the one of the pages.
-pub(crate) fn page_dtype(argument: &'static str, found: DType, pages: DType) -> Result<()> {
-    if found != pages {
-        return Err(Error::invalid(argument, found, format!("{pages} (dtype of the pages)")));
+/// Refuses a dtype that pages of `values` are not made from.
+pub(crate) fn page_dtype(argument: &'static str, found: DType, values: ValueType) -> Result<()> {
+    match values.dtype() {
+        Some(dtype) if found != dtype => {
+            Err(Error::invalid(argument, found, format!("{dtype} (type of the pages' values)")))
+        }
+        None if found == DType::F32 => {
+            Err(Error::invalid(argument, found, format!("f16, bf16 (for pages of {values})")))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Refuses a dtype outside `supported`.

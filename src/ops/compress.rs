@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 /// Arguments of [`compress`].
 #[derive(Debug)]
 pub struct Compress<'a> {
-    /// Dense tokens `[1, tokens, kv_heads, head_dim]`, dtype of the pages.
+    /// Dense tokens `[1, tokens, kv_heads, head_dim]` in the type of the pages' values; f16 or bf16 for pages of 8-bit
+    /// values.
     pub x: Tensor<'a>,
     /// What to keep, contiguous `[tokens, kv_heads, head_dim / 8]` bytes as [`super::Prune::mask`] writes them.
     /// `None`: everything but +0 and -0.
@@ -46,6 +47,7 @@ pub fn compress(context: &Context, stream: Stream, mut args: Compress<'_>) -> Re
             let mask_bytes = mask_bytes(&shape)?;
             let source = Source {
                 x: args.x.rows("x")?,
+                dtype: args.x.dtype,
                 mask: args.mask.map(|mask| mask.slice("mask", mask_bytes)).transpose()?,
                 page_tokens: layout.format.page_tokens(),
             };
@@ -71,7 +73,7 @@ fn check_shapes(args: &Compress<'_>) -> Result<()> {
     if layout.format.keep().is_some() {
         return Err(Error::invalid("pool", "uniform", "ragged pages"));
     }
-    check::page_dtype("x.dtype", args.x.dtype, layout.format.dtype())?;
+    check::page_dtype("x.dtype", args.x.dtype, layout.format.value_type())?;
     check::same("x.batch", shape.batch, 1, "pages hold the tokens of one sequence")?;
     check::same("x.heads", shape.heads, layout.kv_heads, "kv_heads of the pool")?;
     check::same("x.dim", shape.dim, layout.format.head_dim(), "head_dim of the pages")

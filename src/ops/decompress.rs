@@ -25,8 +25,9 @@ pub struct Decompress<'a> {
     pub out: TensorMut<'a>,
 }
 
-/// Writes the dense form of the compressed tokens: bit for bit where `out` has the pages' dtype and there is no
-/// centre, otherwise rounded once to nearest even (a NaN as the type's canonical one).
+/// Writes the dense form of the compressed tokens: bit for bit where `out` has the type of the pages' values and there
+/// is no centre, otherwise rounded once to nearest even (a NaN as the type's canonical one). An 8-bit value is
+/// `scale * code`; where the scale is NaN, which says that the row held a NaN or an infinity, so is every element.
 ///
 /// Uniform pages are not checked (that is [`super::validate()`]'s work): a damaged row gives meaningless numbers, +0
 /// on CUDA.

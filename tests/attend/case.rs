@@ -1,9 +1,9 @@
 //! A batch for `attend` with everything around it poisoned, and what the reference says about it.
 
-use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, mem, run};
+use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, mem, run, values_of};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{Scoring, Token};
-use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences};
+use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences, ValueType};
 
 /// Where the pages of a sequence are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct Spec {
 impl Spec {
     /// One sequence of `len` compressed tokens, one query token, f16, and nothing special.
     pub fn plain(heads: (usize, usize), dim: usize, keep: usize, len: usize) -> Self {
-        let format = PageFormat::uniform(DType::F16, dim, 64, keep).unwrap();
+        let format = PageFormat::uniform(ValueType::F16, dim, 64, keep).unwrap();
         Self {
             seed: 1,
             heads,
@@ -82,14 +82,18 @@ impl Spec {
 
     /// The nearest batch that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
-        let (dtype, dim, page_tokens) = (self.k.dtype(), self.k_dim(), self.v.page_tokens());
-        let v = match self.v.keep() {
-            Some(keep) => uniform(dtype, dim, page_tokens, keep.min(dim)),
-            None => ragged(dtype, dim, page_tokens),
+        let (dim, page_tokens) = (self.k_dim(), self.v.page_tokens());
+        // 8-bit values have no kernels yet.
+        let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
+        let values = values_of(dtype);
+        let like_k = |format: PageFormat| match format.keep() {
+            Some(keep) => uniform(values, dim, page_tokens, keep.min(dim)),
+            None => ragged(values, dim, page_tokens),
         };
+        let (k, v) = (like_k(self.k), like_k(self.v));
         // Without pages, dense tokens or queries say with which type kernels compute.
         let all_wide = self.compressed.is_none() && self.dense.0 == DType::F32 && self.q == DType::F32;
-        Self { v, q: if all_wide { dtype } else { self.q }, coarse: true, ..self }
+        Self { k, v, q: if all_wide { dtype } else { self.q }, coarse: true, ..self }
     }
 
     pub fn batch(&self) -> usize {
@@ -279,8 +283,8 @@ impl Case {
         let mut tokens = dense(&self.sinks);
         for (k, v) in self.k.rows[b][head].iter().zip(&self.v.rows[b][head]) {
             tokens.push(Token {
-                k: k.dense(self.spec.k.dtype(), centre),
-                v: v.dense(self.spec.v.dtype(), None),
+                k: k.dense(self.spec.k.value_type(), centre),
+                v: v.dense(self.spec.v.value_type(), None),
             });
         }
         tokens.extend(dense(&self.window));
@@ -320,13 +324,13 @@ fn contiguous(page_tokens: usize, lens: &[usize]) -> Table {
 }
 
 /// Same page size and capacity for any pattern.
-pub fn ragged(dtype: DType, dim: usize, page_tokens: usize) -> PageFormat {
-    PageFormat::ragged(dtype, dim, page_tokens, page_tokens * dim / 2).unwrap()
+pub fn ragged(values: ValueType, dim: usize, page_tokens: usize) -> PageFormat {
+    PageFormat::ragged(values, dim, page_tokens, page_tokens * dim / 2).unwrap()
 }
 
 /// The format with `keep` values per row.
-pub fn uniform(dtype: DType, dim: usize, page_tokens: usize, keep: usize) -> PageFormat {
-    let format = PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap();
+pub fn uniform(values: ValueType, dim: usize, page_tokens: usize, keep: usize) -> PageFormat {
+    let format = PageFormat::uniform(values, dim, page_tokens, keep).unwrap();
     assert_eq!(format.rows(), Rows::Uniform { keep });
     format
 }

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, Centre, Pages, Results, Spec, ragged, uniform};
 use crate::common::{Rng, Table};
-use mustafar::{Context, DType, Level};
+use mustafar::{Context, Level, ValueType};
 
 fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.available())
@@ -85,7 +85,9 @@ fn where_pages_lie_does_not_matter() {
 fn damaged_pages_are_harmless() {
     // Test buffers end at an inaccessible page: reading past a pool ends the process.
     for (page_tokens, keep) in [(16, 1), (16, 64), (64, 20), (128, 63)] {
-        for format in [uniform(DType::F16, 64, page_tokens, keep), ragged(DType::Bf16, 64, page_tokens)] {
+        for format in
+            [uniform(ValueType::F16, 64, page_tokens, keep), ragged(ValueType::Bf16, 64, page_tokens)]
+        {
             for seed in 0..8 {
                 let spec =
                     Spec { k: format, v: format, seed, ..Spec::plain((5, 1), 64, 20, 3 * page_tokens - 1) };

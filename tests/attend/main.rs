@@ -11,7 +11,7 @@ mod properties;
 use case::{Case, Centre, Pages, Results, Spec, ragged, uniform};
 use common::device::cuda;
 use common::{Dist, HEADS, Layout, Tolerance, assert_close, cpu_contexts, keeps, lengths};
-use mustafar::{Context, DType};
+use mustafar::{Context, DType, ValueType};
 
 fn compare(what: &str, case: &Case, got: &Results) {
     let want = case.expected();
@@ -35,8 +35,7 @@ fn compare(what: &str, case: &Case, got: &Results) {
 }
 
 fn tolerance(spec: &Spec, stored: DType, scale: f64) -> Tolerance {
-    let types = [spec.k.dtype(), spec.q, spec.dense.0];
-    Tolerance::of_attention(spec.coarse, types, stored, scale)
+    Tolerance::of_attention(spec.coarse, spec.k, [spec.q, spec.dense.0], stored, scale)
 }
 
 /// Runs the batch on the CPU at every instruction level, and its nearest relative on the GPU.
@@ -66,6 +65,31 @@ fn every_head_dim_and_keep() {
 }
 
 #[test]
+fn every_value_type_head_dim_and_keep() {
+    for values in [ValueType::Bf16, ValueType::E4m3, ValueType::Int8] {
+        for dim in common::DIMS {
+            for keep in keeps(dim) {
+                let format = uniform(values, dim, 64, keep);
+                let spec =
+                    Spec { seed: keep as u64, k: format, v: format, ..Spec::plain((4, 1), dim, keep, 70) };
+                check(spec);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_distribution_in_8_bits() {
+    for values in [ValueType::E4m3, ValueType::Int8] {
+        for dist in Dist::FINITE {
+            let format = uniform(values, 128, 16, 39);
+            let spec = Spec { dist, k: format, v: format, ..Spec::plain((6, 1), 128, 39, 500) };
+            check(Spec { window: Some(vec![40]), ..spec });
+        }
+    }
+}
+
+#[test]
 fn every_group_of_query_heads() {
     for heads in HEADS {
         check(Spec { window: Some(vec![20]), ..Spec::plain(heads, 64, 19, 100) });
@@ -77,7 +101,7 @@ fn every_length_around_pages_and_splits() {
     for page_tokens in common::PAGE_SIZES {
         for len in lengths(page_tokens) {
             for dense in [None, Some(vec![0]), Some(vec![7])] {
-                let format = uniform(DType::F16, 64, page_tokens, 20);
+                let format = uniform(ValueType::F16, 64, page_tokens, 20);
                 let spec = Spec { k: format, v: format, ..Spec::plain((4, 2), 64, 20, len) };
                 check(Spec { sinks: dense.clone(), window: dense, split_tokens: Some(64), ..spec });
             }
@@ -98,9 +122,13 @@ fn every_combination_of_sections() {
 }
 
 #[test]
-fn k_and_v_differ_in_dtype_head_dim_and_keep() {
+fn k_and_v_differ_in_value_type_head_dim_and_keep() {
     for (k_dim, v_dim) in [(64, 128), (256, 64), (96, 96)] {
-        for (k, v) in [(DType::F16, DType::Bf16), (DType::Bf16, DType::F16)] {
+        for (k, v) in [
+            (ValueType::F16, ValueType::Bf16),
+            (ValueType::Bf16, ValueType::E4m3),
+            (ValueType::Int8, ValueType::F16),
+        ] {
             let (k, v) = (uniform(k, k_dim, 32, 11), uniform(v, v_dim, 32, 37));
             let spec = Spec { k, v, ..Spec::plain((6, 2), 64, 20, 77) };
             check(Spec { dense: (DType::F32, DType::Bf16), window: Some(vec![33]), ..spec });
@@ -124,10 +152,10 @@ fn every_dtype_of_queries_outputs_and_dense_tokens() {
 
 #[test]
 fn ragged_pages() {
-    for dtype in common::DTYPES {
+    for values in common::VALUE_TYPES {
         for dim in common::DIMS {
             for page_tokens in common::PAGE_SIZES {
-                let format = ragged(dtype, dim, page_tokens);
+                let format = ragged(values, dim, page_tokens);
                 check(Spec { k: format, v: format, ..Spec::plain((4, 1), dim, 8, 2 * page_tokens - 3) });
             }
         }

@@ -1,7 +1,7 @@
 //! Random batches: every feature at once, shrunk by proptest when one fails.
 
 use crate::case::{Centre, Pages, Spec, ragged, uniform};
-use crate::common::{DIMS, DTYPES, Dist, HEADS, Layout, PAGE_SIZES, Rng, keeps, lengths};
+use crate::common::{DIMS, Dist, HEADS, Layout, PAGE_SIZES, Rng, VALUE_TYPES, keeps, lengths};
 use mustafar::DType;
 use proptest::prelude::*;
 
@@ -12,10 +12,10 @@ fn spec(seed: u64) -> Spec {
     let page_tokens = *rng.pick(&PAGE_SIZES);
     let batch = 1 + rng.below(3);
     let format = |rng: &mut Rng| {
-        let (dtype, dim) = (*rng.pick(&DTYPES), *rng.pick(&DIMS));
+        let (values, dim) = (*rng.pick(&VALUE_TYPES), *rng.pick(&DIMS));
         match rng.chance(0.3) {
-            true => ragged(dtype, dim, page_tokens),
-            false => uniform(dtype, dim, page_tokens, *rng.pick(&keeps(dim))),
+            true => ragged(values, dim, page_tokens),
+            false => uniform(values, dim, page_tokens, *rng.pick(&keeps(dim))),
         }
     };
     let (k, v) = (format(rng), format(rng));

@@ -6,6 +6,7 @@ use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention
 use mustafar::reference::{self, Row, Scoring, Token};
 use mustafar::{
     Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId,
+    ValueType,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,8 +46,8 @@ pub fn small_config() -> CacheConfig {
         layers: 2,
         q_heads: 4,
         kv_heads: 2,
-        k: PageFormat::uniform(DType::F16, 64, 16, 19).unwrap(),
-        v: PageFormat::uniform(DType::Bf16, 96, 16, 33).unwrap(),
+        k: PageFormat::uniform(ValueType::F16, 64, 16, 19).unwrap(),
+        v: PageFormat::uniform(ValueType::Bf16, 96, 16, 33).unwrap(),
         window: 5,
         group: 32,
         sinks: 3,
@@ -56,11 +57,16 @@ pub fn small_config() -> CacheConfig {
     }
 }
 
+/// Type of the tokens that pages of this format are made from.
+fn dtype_of(format: PageFormat) -> DType {
+    format.value_type().dtype().unwrap()
+}
+
 /// The nearest configuration that CUDA kernels serve: K and V of one type and head_dim.
 pub fn for_cuda(config: &CacheConfig) -> CacheConfig {
     let (k, v) = (config.k, config.v);
     let keep = v.keep().unwrap().min(k.head_dim());
-    let v = PageFormat::uniform(k.dtype(), k.head_dim(), k.page_tokens(), keep).unwrap();
+    let v = PageFormat::uniform(k.value_type(), k.head_dim(), k.page_tokens(), keep).unwrap();
     CacheConfig { v, ..config.clone() }
 }
 
@@ -79,7 +85,7 @@ pub fn random_tokens(rng: &mut Rng, config: &CacheConfig, batch: usize, tokens: 
     let layout = *rng.pick(&Layout::ALL);
     let mut side = |format: PageFormat, dist| {
         let shape = layout.shape(batch, tokens, config.kv_heads, format.head_dim());
-        Dense::random(rng, dist, format.dtype(), shape)
+        Dense::random(rng, dist, dtype_of(format), shape)
     };
     (side(config.k, Dist::Outliers), side(config.v, Dist::Normal))
 }
@@ -109,12 +115,12 @@ impl Layer {
     fn rows(&self, config: &CacheConfig, head: usize) -> Vec<(Row, Row)> {
         let first = self.k.len().min(config.sinks);
         let prune = |format: PageFormat, bits: &[u16]| {
-            reference::prune_token(format.dtype(), bits, format.keep().unwrap(), None)
+            reference::prune_token(dtype_of(format), bits, format.keep().unwrap(), None)
         };
         (first..first + self.compressed)
             .map(|t| {
                 let k = match &self.center {
-                    Some(c) => reference::center(config.k.dtype(), &self.k[t][head], &c[head]),
+                    Some(c) => reference::center(dtype_of(config.k), &self.k[t][head], &c[head]),
                     None => self.k[t][head].clone(),
                 };
                 (prune(config.k, &k), prune(config.v, &self.v[t][head]))
@@ -126,14 +132,15 @@ impl Layer {
     pub fn tokens(&self, config: &CacheConfig, head: usize) -> Vec<Token> {
         let first = self.k.len().min(config.sinks);
         let numbers = |format: PageFormat, bits: &[u16]| {
-            bits.iter().map(|&x| reference::value(format.dtype(), x)).collect::<Vec<_>>()
+            bits.iter().map(|&x| reference::value(dtype_of(format), x)).collect::<Vec<_>>()
         };
         let mut tokens: Vec<Token> = (0..self.k.len())
             .map(|t| Token { k: numbers(config.k, &self.k[t][head]), v: numbers(config.v, &self.v[t][head]) })
             .collect();
         for (token, (k, v)) in tokens[first..].iter_mut().zip(self.rows(config, head)) {
             let center = self.center.as_ref().map(|c| &c[head][..]);
-            *token = Token { k: k.dense(config.k.dtype(), center), v: v.dense(config.v.dtype(), None) };
+            *token =
+                Token { k: k.dense(config.k.value_type(), center), v: v.dense(config.v.value_type(), None) };
         }
         tokens
     }
@@ -185,7 +192,7 @@ impl Model {
             }
             let due = l.due(&config);
             if due > 0 && l.compressed == 0 && config.center == CenterMode::Median {
-                l.center = Some(median(config.k.dtype(), &l.k[config.sinks..config.sinks + due]));
+                l.center = Some(median(dtype_of(config.k), &l.k[config.sinks..config.sinks + due]));
             }
             let written = if due == 0 {
                 0..0
@@ -270,17 +277,16 @@ impl Model {
         let layers = &self.live[&id].layers;
         let mut out = b"MSTFSNAP".to_vec();
         out.extend(1u32.to_le_bytes());
-        out.extend(1u32.to_le_bytes());
+        out.extend(2u32.to_le_bytes());
         out.extend([0; 8]);
-        let code = |dtype| if dtype == DType::F16 { 1 } else { 2 };
         let numbers = [
             c.layers,
             c.q_heads,
             c.kv_heads,
-            code(c.k.dtype()),
+            c.k.value_type() as usize,
             c.k.head_dim(),
             c.k.keep().unwrap(),
-            code(c.v.dtype()),
+            c.v.value_type() as usize,
             c.v.head_dim(),
             c.v.keep().unwrap(),
             c.k.page_tokens(),
@@ -391,11 +397,11 @@ impl Model {
         let expected = attention(&q, &indptr, &tokens, dim_v, &vec![scoring; ids.len()]);
         // Scores reach about 100 (outlier channels); float32 leaves an error of 1e-5 in each exponent.
         let tolerance = match on_cuda {
-            true => Tolerance::on_cuda(config.v.dtype(), DType::F32, 5.0),
+            true => Tolerance::on_cuda(dtype_of(config.v), DType::F32, 5.0),
             false => Tolerance { rel: 1e-4, cosine: 1e-8, ..Tolerance::new(DType::F32, 5.0) },
         };
         let lse_tolerance = match on_cuda {
-            true => Tolerance::on_cuda(config.v.dtype(), DType::F32, 1.0),
+            true => Tolerance::on_cuda(dtype_of(config.v), DType::F32, 1.0),
             false => Tolerance::new(DType::F32, 10.0),
         };
         for t in 0..total {

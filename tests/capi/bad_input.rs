@@ -139,7 +139,7 @@ fn types_and_formats() {
         (|c| c.x.dtype = 0, InvalidArgument, &["k.x.dtype is 0", "1 (f16)"]),
         (|c| c.x.dtype = 99, InvalidArgument, &["k.x.dtype is 99"]),
         (|c| c.x.dtype = 2, InvalidArgument, &["bf16"]),
-        (|c| c.format.dtype = 3, Unsupported, &["dtype is f32", "f16, bf16"]),
+        (|c| c.format.value_type = 3, InvalidArgument, &["format.value_type is 3", "17 (int8)"]),
         (|c| c.format.keep = 65, InvalidArgument, &["keep is 65", "1 to head_dim (64)"]),
         (|c| c.format.keep = 0, InvalidArgument, &["keep is 0"]),
         (|c| c.format.head_dim = 72, Unsupported, &["head_dim is 72", "64, 96, 128, 256"]),

@@ -156,8 +156,14 @@ fn ragged_pages_hold_any_pattern_or_say_how_much_too_much() {
     let mut needed = [0u32; 4];
     // The first page needs 16 * 30 values.
     for (capacity, fits) in [(480, true), (479, false)] {
-        let format =
-            mustafar_format { rows: 1, dtype: F16, head_dim: D as u32, page_tokens: 16, capacity, ..init() };
+        let format = mustafar_format {
+            rows: 1,
+            value_type: F16,
+            head_dim: D as u32,
+            page_tokens: 16,
+            capacity,
+            ..init()
+        };
         let mut memory = blocks(2 * HEADS * page_bytes(&format), 0xa5);
         let pool = mustafar_pool_mut {
             data: memory.as_mut_ptr().cast(),

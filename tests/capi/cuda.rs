@@ -107,7 +107,7 @@ fn record(format: &mustafar_format, record: u64) -> mustafar_status {
 fn records_become_the_status_of_the_check() {
     let (uniform, ragged) = (
         uniform(64, 16, 8),
-        mustafar_format { rows: 1, dtype: 1, head_dim: 64, page_tokens: 16, capacity: 300, ..init() },
+        mustafar_format { rows: 1, value_type: 1, head_dim: 64, page_tokens: 16, capacity: 300, ..init() },
     );
     // Sequence 5, head 1, its page 2, row 7.
     let row = ((5 * HEADS + 1) * 3 + 2) * 16 + 7;

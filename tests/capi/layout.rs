@@ -17,7 +17,7 @@ use mustafar::capi::pool::{mustafar_center, mustafar_pool, mustafar_pool_mut, mu
 use mustafar::capi::status::{mustafar_status, mustafar_status_name};
 use mustafar::capi::structs::Extensible;
 use mustafar::capi::tensor::{mustafar_tensor, mustafar_tensor_mut};
-use mustafar::{DType, format};
+use mustafar::{DType, ValueType, format};
 use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -93,6 +93,10 @@ fn assertions(check: &str) -> String {
         ("MUSTAFAR_DTYPE_F16", DType::F16 as u32),
         ("MUSTAFAR_DTYPE_BF16", DType::Bf16 as u32),
         ("MUSTAFAR_DTYPE_F32", DType::F32 as u32),
+        ("MUSTAFAR_VALUE_TYPE_F16", ValueType::F16 as u32),
+        ("MUSTAFAR_VALUE_TYPE_BF16", ValueType::Bf16 as u32),
+        ("MUSTAFAR_VALUE_TYPE_E4M3", ValueType::E4m3 as u32),
+        ("MUSTAFAR_VALUE_TYPE_INT8", ValueType::Int8 as u32),
         ("MUSTAFAR_ROWS_UNIFORM", mustafar_rows::Uniform as u32),
         ("MUSTAFAR_ROWS_RAGGED", mustafar_rows::Ragged as u32),
         ("MUSTAFAR_BACKEND_CPU", mustafar_backend::Cpu as u32),

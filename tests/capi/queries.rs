@@ -37,14 +37,21 @@ fn page_sizes_are_those_of_the_format() {
     assert_eq!(bytes, 64 * (16 + 78));
 
     let ragged =
-        mustafar_format { rows: 1, dtype: 2, head_dim: 64, page_tokens: 32, capacity: 1000, ..init() };
+        mustafar_format { rows: 1, value_type: 2, head_dim: 64, page_tokens: 32, capacity: 1000, ..init() };
     let mut layout = init::<mustafar_page_layout>();
     // SAFETY: as above.
     ok(unsafe { mustafar_format_layout(&ragged, &mut layout) });
     // Bitmap 32 * 8; 33 offsets of 2 B padded to 80.
     assert_eq!((layout.bitmap_bytes, layout.offsets_offset, layout.values_offset), (256, 256, 336));
     assert_eq!((layout.page_bytes, layout.dense_bytes), (336 + 2000, 32 * 64 * 2));
-    assert_eq!((layout.capacity, layout.alignment), (1000, 16));
+    assert_eq!((layout.capacity, layout.alignment, layout.scales_offset), (1000, 16, 0));
+
+    let scaled = mustafar_format { value_type: 17, ..uniform(128, 16, 39) };
+    // SAFETY: as above.
+    ok(unsafe { mustafar_format_layout(&scaled, &mut layout) });
+    // Bitmap 16 * 16; 16 scales of 2 B; 16 * 39 values of 1 B.
+    assert_eq!((layout.scales_offset, layout.values_offset, layout.page_bytes), (256, 288, 912));
+    assert_eq!(layout.dense_bytes, 16 * 128 * 2);
 }
 
 #[test]
@@ -53,9 +60,17 @@ fn bad_formats_are_refused() {
     let cases = [
         (mustafar_format { keep: 129, ..good }, mustafar_status::InvalidArgument, "keep is 129"),
         (mustafar_format { keep: 0, ..good }, mustafar_status::InvalidArgument, "keep is 0"),
-        (mustafar_format { dtype: 0, ..good }, mustafar_status::InvalidArgument, "format.dtype is 0"),
-        (mustafar_format { dtype: 77, ..good }, mustafar_status::InvalidArgument, "format.dtype is 77"),
-        (mustafar_format { dtype: 3, ..good }, mustafar_status::Unsupported, "dtype is f32"),
+        (
+            mustafar_format { value_type: 0, ..good },
+            mustafar_status::InvalidArgument,
+            "format.value_type is 0",
+        ),
+        (
+            mustafar_format { value_type: 77, ..good },
+            mustafar_status::InvalidArgument,
+            "format.value_type is 77",
+        ),
+        (mustafar_format { value_type: 3, ..good }, mustafar_status::InvalidArgument, "16 (e4m3), 17 (int8)"),
         (mustafar_format { head_dim: 80, ..good }, mustafar_status::Unsupported, "head_dim is 80"),
         (mustafar_format { head_dim: u32::MAX, ..good }, mustafar_status::Unsupported, "4294967295"),
         (mustafar_format { page_tokens: 8, ..good }, mustafar_status::Unsupported, "page_tokens is 8"),

@@ -72,7 +72,7 @@ pub(crate) fn tensor_mut(data: *mut c_void, dtype: u32, sizes: [i64; 4]) -> must
 }
 
 pub(crate) fn uniform(head_dim: u32, page_tokens: u32, keep: u32) -> mustafar_format {
-    mustafar_format { dtype: F16, head_dim, page_tokens, keep, ..init() }
+    mustafar_format { value_type: F16, head_dim, page_tokens, keep, ..init() }
 }
 
 pub(crate) const F16: u32 = 1;

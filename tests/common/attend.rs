@@ -3,7 +3,7 @@
 use super::{Dense, Dist, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{self, Scoring, Token};
-use mustafar::{Context, DType, Mem, MemMut, PageFormat, Stream};
+use mustafar::{Context, DType, Mem, MemMut, PageFormat, Stream, ValueType};
 
 /// What is tested; `Default` is a small plain case.
 #[derive(Debug, Clone)]
@@ -41,16 +41,18 @@ pub struct Step {
 impl Step {
     /// The nearest step that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
-        let (page_tokens, share) = (self.v.page_tokens(), self.v.capacity());
-        let (dtype, dim) = (self.k.dtype(), self.k.head_dim());
-        let like_k = |keep: usize| keep.min(dim * page_tokens);
-        let v = match self.v.keep() {
-            Some(keep) => PageFormat::uniform(dtype, dim, page_tokens, keep.min(dim)),
-            None => PageFormat::ragged(dtype, dim, page_tokens, like_k(share)),
+        let (page_tokens, dim) = (self.k.page_tokens(), self.k.head_dim());
+        // 8-bit values have no kernels yet.
+        let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
+        let values = super::values_of(dtype);
+        let like_k = |format: PageFormat| match format.keep() {
+            Some(keep) => PageFormat::uniform(values, dim, page_tokens, keep.min(dim)),
+            None => PageFormat::ragged(values, dim, page_tokens, format.capacity().min(dim * page_tokens)),
         };
+        let [k, v] = [self.k, self.v].map(|format| like_k(format).unwrap());
         let narrow = |found: DType| if found == DType::F32 { dtype } else { found };
         let q_dtype = if self.dense_dtype == DType::F32 { narrow(self.q_dtype) } else { self.q_dtype };
-        Self { v: v.unwrap(), q_dtype, coarse: true, ..self }
+        Self { k, v, q_dtype, coarse: true, ..self }
     }
 }
 
@@ -67,8 +69,8 @@ impl Default for Step {
     fn default() -> Self {
         Self {
             seed: 1,
-            k: PageFormat::uniform(DType::F16, 128, 64, 39).unwrap(),
-            v: PageFormat::uniform(DType::F16, 128, 64, 39).unwrap(),
+            k: PageFormat::uniform(ValueType::F16, 128, 64, 39).unwrap(),
+            v: PageFormat::uniform(ValueType::F16, 128, 64, 39).unwrap(),
             q_heads: 8,
             kv_heads: 2,
             lens: vec![100, 64],
@@ -182,8 +184,8 @@ impl Scene {
         };
         let tokens_of = |b: usize, h: usize| -> Vec<Token> {
             let pages = k.rows[b][h].iter().zip(&v.rows[b][h]).map(|(k, v)| Token {
-                k: k.dense(step.k.dtype(), center_of(b, h)),
-                v: v.dense(step.v.dtype(), None),
+                k: k.dense(step.k.value_type(), center_of(b, h)),
+                v: v.dense(step.v.value_type(), None),
             });
             let dense = |side: &Option<DenseSide>| -> Vec<Token> {
                 side.as_ref().map_or(Vec::new(), |side| side.tokens(b, h).collect())
@@ -306,8 +308,8 @@ impl Scene {
     }
 
     fn tolerance(&self, stored: DType, scale: f64) -> Tolerance {
-        let types = [self.step.k.dtype(), self.step.q_dtype, self.step.dense_dtype];
-        Tolerance::of_attention(self.step.coarse, types, stored, scale)
+        let types = [self.step.q_dtype, self.step.dense_dtype];
+        Tolerance::of_attention(self.step.coarse, self.step.k, types, stored, scale)
     }
 
     fn check_with(&self, what: &str, out: &Dense, lse: &Dense, view: impl Fn(f64) -> f64) {
@@ -331,6 +333,6 @@ impl Scene {
 
 /// Rows of the K or V side as numbers, with a centre.
 pub fn dense_rows(paged: &Paged, b: usize, h: usize, center: Option<&[f32]>) -> Vec<Vec<f64>> {
-    let dtype = paged.pool.layout.format.dtype();
-    paged.rows[b][h].iter().map(|row: &reference::Row| row.dense(dtype, center)).collect()
+    let values = paged.pool.layout.format.value_type();
+    paged.rows[b][h].iter().map(|row: &reference::Row| row.dense(values, center)).collect()
 }

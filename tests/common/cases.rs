@@ -1,9 +1,17 @@
 //! Tables of sizes. Every entry is there for a reason.
 
-use mustafar::DType;
+use mustafar::{DType, ValueType};
+
+/// Types of what is pruned.
+pub const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 
 /// Value types a page can hold.
-pub const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
+pub const VALUE_TYPES: [ValueType; 4] = ValueType::all();
+
+/// The type of values that are elements of `dtype` as they are.
+pub fn values_of(dtype: DType) -> ValueType {
+    VALUE_TYPES.into_iter().find(|values| values.dtype() == Some(dtype)).unwrap()
+}
 
 /// Every head dimension.
 pub const DIMS: [usize; 4] = mustafar::variants::HEAD_DIMS;

@@ -1,6 +1,6 @@
 //! Comparison with the float64 reference.
 
-use mustafar::DType;
+use mustafar::{DType, PageFormat};
 
 /// How far a result may be from the reference. `docs/testing.md` derives the numbers.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +36,11 @@ impl Tolerance {
 
 impl Tolerance {
     /// For attention over values of `types`, on CUDA if they are [`super::coarse`].
-    pub fn of_attention(coarse: bool, types: [DType; 3], stored: DType, scale: f64) -> Self {
+    pub fn of_attention(coarse: bool, k: PageFormat, types: [DType; 2], stored: DType, scale: f64) -> Self {
+        let pages_and_dense = types.map(Some).into_iter().chain([k.value_type().dtype()]);
+        let has_bf16 = pages_and_dense.into_iter().any(|dtype| dtype == Some(DType::Bf16));
         match coarse {
-            true if types.contains(&DType::Bf16) => Self::on_cuda(DType::Bf16, stored, scale),
+            true if has_bf16 => Self::on_cuda(DType::Bf16, stored, scale),
             true => Self::on_cuda(DType::F16, stored, scale),
             false => Self::new(stored, scale),
         }

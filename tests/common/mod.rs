@@ -14,14 +14,14 @@ pub mod run;
 
 pub use attend::{Scene, Step, dense_rows, scenes};
 pub use bytes::Bytes;
-pub use cases::{CHANNEL_GROUPS, DIMS, DTYPES, HEADS, PAGE_SIZES, keeps, lengths};
+pub use cases::{CHANNEL_GROUPS, DIMS, DTYPES, HEADS, PAGE_SIZES, VALUE_TYPES, keeps, lengths, values_of};
 pub use compare::{Tolerance, assert_close, cosine_distance};
 pub use dense::{Dense, Layout};
 pub use expect::attention;
-pub use pages::{Paged, Pool, Table};
+pub use pages::{Paged, Pool, Table, copy_row, source_dtype};
 pub use rng::{Dist, Rng};
 
-use mustafar::{Backend, Context, DType, Level, Mem, Stream};
+use mustafar::{Backend, Context, DType, Level, Mem, PageFormat, Stream};
 use proptest::test_runner::Config;
 
 /// Number for an element of any tensor dtype.
@@ -48,6 +48,11 @@ pub fn cpu_contexts(threads: &[usize]) -> Vec<Context> {
 /// As [`cpu_contexts`], and the GPU if there is one: for calls through [`run`], which stages memory there.
 pub fn contexts(threads: &[usize]) -> Vec<Context> {
     cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
+}
+
+/// As [`contexts`], those that serve pages of this format: 8-bit values have no CUDA kernels yet.
+pub fn contexts_for(format: PageFormat, threads: &[usize]) -> Vec<Context> {
+    if format.value_type().is_scaled() { cpu_contexts(threads) } else { contexts(threads) }
 }
 
 /// The nearest number that f16, bf16 and float32 all hold. CUDA kernels round queries and dense tokens to the type of

@@ -3,7 +3,9 @@
 use super::bytes::POISON;
 use super::{Bytes, Dist, Rng};
 use mustafar::reference::{self, Row};
-use mustafar::{Mem, MemMut, PageFormat, PagePool, PagePoolMut, PoolLayout, Rows, Sequences};
+use mustafar::{
+    DType, Mem, MemMut, PageFormat, PagePool, PagePoolMut, PoolLayout, Rows, Sequences, ValueType,
+};
 
 /// A pool that owns its memory; all poison at first.
 #[derive(Debug, Clone)]
@@ -164,9 +166,10 @@ impl Paged {
     }
 
     fn row(rng: &mut Rng, dist: Dist, format: PageFormat) -> Row {
-        let (dtype, dim) = (format.dtype(), format.head_dim());
+        let (values, dim) = (format.value_type(), format.head_dim());
+        let dtype = source_dtype(rng, values);
         let bits = rng.row(dist, dtype, dim);
-        match format.rows() {
+        let pruned = match format.rows() {
             Rows::Uniform { keep } => reference::prune_token(dtype, &bits, keep, None),
             Rows::Ragged { capacity } => {
                 // Counts differ but never exceed an even share, so every page fits.
@@ -177,7 +180,22 @@ impl Paged {
                 rng.shuffle(&mut mask);
                 Row::new(mask, &bits)
             }
-        }
+        };
+        pruned.stored(dtype, values)
+    }
+}
+
+/// A type of tensors that pages of these values are made from.
+pub fn source_dtype(rng: &mut Rng, values: ValueType) -> DType {
+    values.dtype().unwrap_or_else(|| *rng.pick(&super::DTYPES))
+}
+
+/// Copies a row of one uniform page to another page of the format.
+pub fn copy_row(format: PageFormat, (from, from_row): (&[u8], usize), (to, to_row): (&mut [u8], usize)) {
+    let values = (format.values_offset(), format.keep().unwrap() * format.value_type().bytes());
+    let scales = format.scales_offset().map(|at| (at, 2));
+    for (start, bytes) in [(0, format.bitmap_row_bytes()), values].into_iter().chain(scales) {
+        to[start + to_row * bytes..][..bytes].copy_from_slice(&from[start + from_row * bytes..][..bytes]);
     }
 }
 
@@ -185,7 +203,11 @@ impl Paged {
 fn poison_unused_rows(format: PageFormat, page: &mut [u8], used: usize) {
     let row_bytes = format.bitmap_row_bytes();
     page[used * row_bytes..format.bitmap_bytes()].fill(POISON);
+    if let Some(scales) = format.scales_offset() {
+        page[scales + 2 * used..format.values_offset()].fill(POISON);
+    }
     if let Some(offsets) = format.offsets_offset() {
-        page[offsets + 2 * (used + 1)..format.values_offset()].fill(POISON);
+        let end = format.scales_offset().unwrap_or(format.values_offset());
+        page[offsets + 2 * (used + 1)..end].fill(POISON);
     }
 }

@@ -5,7 +5,7 @@ use crate::common::{Dense, Dist, Layout, Rng};
 use crate::gpu;
 use crate::step::{MAX_LEN, PACKED, State, Step};
 use mustafar::ops::{self, Compress};
-use mustafar::{Context, DType, DeviceErrors, PageFormat, PagePoolMut, PoolLayout, Tensor};
+use mustafar::{Context, DType, DeviceErrors, PageFormat, PagePoolMut, PoolLayout, Tensor, ValueType};
 
 /// The errors of what `submit` submits. Afterwards there are none.
 fn counted(context: &Context, submit: impl FnOnce(&TestStream)) -> DeviceErrors {
@@ -40,7 +40,7 @@ fn append_skips_and_counts_slots_past_the_pool() {
 #[test]
 fn compress_counts_pages_that_are_too_full_or_not_there() {
     let Some((context, _lock)) = gpu() else { return };
-    let format = PageFormat::ragged(DType::F16, 64, 16, 512).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 64, 16, 512).unwrap();
     let layout = PoolLayout::contiguous(format, 4, 2).unwrap();
     // Three pages for each of two heads; every value of every token is kept, twice what a page holds.
     let shape = Layout::TokensFirst.shape(1, 48, 2, 64);

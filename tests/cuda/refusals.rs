@@ -4,7 +4,7 @@ use crate::common::device::TestStream;
 use crate::gpu;
 use crate::step::{BATCH, PACKED, State, Step, mem_at};
 use mustafar::ops::{self, Attend};
-use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, PagePool, Place, Tensor};
+use mustafar::{Context, Error, Mem, MemMut, PageFormat, PagePool, Place, Tensor, ValueType};
 
 /// The error of a call after a change of its arguments; outputs must stay as they were.
 fn refused(context: &Context, step: &Step, change: impl FnOnce(&mut Attend<'_>)) -> Error {
@@ -81,11 +81,11 @@ fn workspace_too_small_says_what_is_needed() {
 fn what_no_kernel_serves_names_what_is_supported() {
     let Some((context, _lock)) = gpu() else { return };
     let step = step(context);
-    let with_v = |dtype, dim| {
+    let with_v = |values, dim| {
         let message = refused(context, &step, |args| {
             let v = &mut args.compressed.as_mut().unwrap().v;
             let mut layout = v.layout;
-            layout.format = PageFormat::uniform(dtype, dim, 64, 39).unwrap();
+            layout.format = PageFormat::uniform(values, dim, 64, 39).unwrap();
             *v = PagePool::new("v", v.mem(), layout).unwrap();
             args.out.shape.dim = dim;
             args.window = None;
@@ -93,10 +93,17 @@ fn what_no_kernel_serves_names_what_is_supported() {
         message.to_string()
     };
     assert_eq!(
-        with_v(DType::Bf16, 128),
-        "compressed.v.dtype is bf16; supported: f16, the dtype of compressed.k, on the CUDA backend"
+        with_v(ValueType::Bf16, 128),
+        "compressed.v.value_type is bf16; supported: f16, the value type of compressed.k, on the CUDA backend"
     );
-    assert_eq!(with_v(DType::F16, 64), "out.dim is 64; supported: 128, the dim of q, on the CUDA backend");
+    assert_eq!(
+        with_v(ValueType::Int8, 128),
+        "compressed.v.value_type is int8; supported: f16, bf16 on the CUDA backend"
+    );
+    assert_eq!(
+        with_v(ValueType::F16, 64),
+        "out.dim is 64; supported: 128, the dim of q, on the CUDA backend"
+    );
 }
 
 #[test]

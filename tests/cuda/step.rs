@@ -7,7 +7,7 @@ use mustafar::ops::{self, Append, AppendSide, Attend, Compressed, Decompress};
 use mustafar::reference::{self, Scoring, Token};
 use mustafar::{
     Context, DType, Mem, PageFormat, PagePool, PagePoolMut, PoolLayout, Sequences, Shape, Stream, Tensor,
-    TensorMut,
+    TensorMut, ValueType,
 };
 
 pub const BATCH: usize = 3;
@@ -22,7 +22,7 @@ const SEQUENCE_PAGES: usize = MAX_LEN.div_ceil(PAGE_TOKENS);
 const NUM_PAGES: usize = BATCH * SEQUENCE_PAGES + 1;
 
 fn format() -> PageFormat {
-    PageFormat::uniform(DType::F16, DIM, PAGE_TOKENS, KEEP).unwrap()
+    PageFormat::uniform(ValueType::F16, DIM, PAGE_TOKENS, KEEP).unwrap()
 }
 
 /// What the device arrays hold before the step.
@@ -70,7 +70,7 @@ impl State {
             if let Some(last) = rows.last_mut() {
                 *last = appended(side);
             }
-            rows.iter().map(|row| row.dense(DType::F16, None)).collect()
+            rows.iter().map(|row| row.dense(ValueType::F16, None)).collect()
         };
         let window = (0..self.window_lens[b] as usize)
             .map(|t| Token { k: self.window[0].row(b, t, h), v: self.window[1].row(b, t, h) });

@@ -1,9 +1,9 @@
 //! `append` and its kernel leave the same bytes in the pools.
 
-use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, keeps};
+use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, keeps, values_of};
 use crate::emulator::{Buffer, Launch, le, run};
 use mustafar::ops::{Append, AppendSide, Center, append};
-use mustafar::{Context, DType, Mem, PageFormat, Stream};
+use mustafar::{Context, Mem, PageFormat, Stream, ValueType};
 
 struct Side {
     x: Dense,
@@ -16,7 +16,12 @@ struct Side {
 impl Side {
     fn random(rng: &mut Rng, dist: Dist, layout: Layout, tokens: usize, pool: Pool) -> Self {
         let (heads, dim) = (pool.layout.kv_heads, pool.layout.format.head_dim());
-        let x = Dense::random(rng, dist, pool.layout.format.dtype(), layout.shape(1, tokens, heads, dim));
+        let x = Dense::random(
+            rng,
+            dist,
+            pool.layout.format.value_type().dtype().unwrap(),
+            layout.shape(1, tokens, heads, dim),
+        );
         Self { x, pool, weights: None, center: None }
     }
 
@@ -58,7 +63,7 @@ fn expect(mut sides: Vec<Side>, slots: &[i64], sequence: Option<&Vec<i32>>, wron
     let heads = sides[0].pool.layout.kv_heads;
     let units = slots.len().div_ceil(16) * heads;
     let weighted = if sides.iter().any(|side| side.weights.is_some()) { "weighted_" } else { "" };
-    let name = format!("mst_append_{weighted}{}_d{}", format.dtype(), format.head_dim());
+    let name = format!("mst_append_{weighted}{}_d{}", format.value_type(), format.head_dim());
     let mut launch = Launch::new(name, [units.div_ceil(4), sides.len(), 1], 128);
     let mut pages: Vec<Buffer> = sides.iter().map(|side| side.params(&mut launch)).collect();
     if sides.len() == 1 {
@@ -118,7 +123,7 @@ fn every_format() {
     for dtype in DTYPES {
         for dim in DIMS {
             for (i, keep) in keeps(dim).into_iter().enumerate() {
-                let format = PageFormat::uniform(dtype, dim, PAGE_SIZES[i % 4], keep).unwrap();
+                let format = PageFormat::uniform(values_of(dtype), dim, PAGE_SIZES[i % 4], keep).unwrap();
                 let pool = Pool::gaps(format, 2, 2);
                 // A full tile and the start of another one; a run that starts anywhere, or no run at all.
                 let tokens = 19;
@@ -147,7 +152,7 @@ fn both_sides_with_weights_and_centres() {
             for center_batch in [1, 3] {
                 let (heads, tokens) = (2, 17);
                 let side = |rng: &mut Rng, keep: usize| {
-                    let format = PageFormat::uniform(dtype, dim, 16, keep).unwrap();
+                    let format = PageFormat::uniform(values_of(dtype), dim, 16, keep).unwrap();
                     let dist = *rng.pick(&Dist::ALL);
                     Side::random(rng, dist, Layout::HeadsFirst, tokens, Pool::contiguous(format, 3, heads))
                 };
@@ -178,7 +183,7 @@ fn both_sides_with_weights_and_centres() {
 #[test]
 fn slots_out_of_range_are_skipped_and_counted() {
     let mut rng = Rng::new(3);
-    let format = PageFormat::uniform(DType::F16, 64, 16, 20).unwrap();
+    let format = PageFormat::uniform(ValueType::F16, 64, 16, 20).unwrap();
     let side = Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 20, Pool::gaps(format, 2, 3));
     let mut slots: Vec<i64> = (0..20).collect();
     (slots[3], slots[7], slots[11], slots[18]) = (32, i64::MAX, i64::MIN, -1);

@@ -2,6 +2,7 @@
 
 use crate::common::{
     DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, assert_close, attention,
+    values_of,
 };
 use crate::emulator::{Buffer, Launch, dtype_code, floats, le, run, run_damaged};
 use mustafar::reference::{Scoring, Token};
@@ -97,11 +98,11 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     }
     let side = |rng: &mut Rng, keep: Keep| {
         let format = match keep {
-            Keep::Uniform(keep) => PageFormat::uniform(s.dtype, s.dim, s.page_tokens, keep),
+            Keep::Uniform(keep) => PageFormat::uniform(values_of(s.dtype), s.dim, s.page_tokens, keep),
             // Room for a few more, so that a page does not end where its values do.
             Keep::Ragged(most) => {
                 let capacity = (s.page_tokens * most + 5).min(s.page_tokens * s.dim);
-                PageFormat::ragged(s.dtype, s.dim, s.page_tokens, capacity)
+                PageFormat::ragged(values_of(s.dtype), s.dim, s.page_tokens, capacity)
             }
         };
         let pool = Pool::gaps(format.unwrap(), table.num_pages, KV_HEADS);
@@ -123,8 +124,8 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
             Token { k: x[0].row(row, t, h), v: x[1].row(row, t, h) }
         };
         let compressed = (0..table.len(b, h)).map(|t| Token {
-            k: k.rows[b][h][t].dense(s.dtype, center_of(h)),
-            v: v.rows[b][h][t].dense(s.dtype, None),
+            k: k.rows[b][h][t].dense(values_of(s.dtype), center_of(h)),
+            v: v.rows[b][h][t].dense(values_of(s.dtype), None),
         });
         let before = (0..SINKS[b] as usize).map(|t| from(&sinks, t));
         before.chain(compressed).chain((0..WINDOW[b] as usize).map(|t| from(&window, t))).collect()

@@ -1,9 +1,9 @@
 //! `compress` as a kernel, against the reference pages.
 
-use crate::common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng};
+use crate::common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, values_of};
 use crate::emulator::{Buffer, Launch, le, run};
 use mustafar::reference::{self, Row};
-use mustafar::{DType, PageFormat};
+use mustafar::{DType, PageFormat, ValueType};
 
 struct Case {
     launch: Launch,
@@ -16,7 +16,7 @@ struct Case {
 fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) -> Case {
     let format = pool.layout.format;
     let (dim, heads, tokens) = (format.head_dim(), pool.layout.kv_heads, x.shape.tokens);
-    let name = format!("mst_compress_{}_d{dim}", format.dtype());
+    let name = format!("mst_compress_{}_d{dim}", format.value_type());
     let mut launch = Launch::new(name, [pages.len() * heads, 1, 1], 128);
     let x_buffer = launch.buffer(&x.bytes);
     let mask: Vec<u8> = (0..tokens * heads * dim / 8).map(|_| rng.next() as u8 & rng.next() as u8).collect();
@@ -86,7 +86,8 @@ fn every_pattern() {
                 let page_tokens = PAGE_SIZES[(i + usize::from(masks)) % 4];
                 // Two pages, the second one not full.
                 let tokens = page_tokens + page_tokens / 2 + 1;
-                let format = PageFormat::ragged(dtype, dim, page_tokens, page_tokens * dim).unwrap();
+                let format =
+                    PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim).unwrap();
                 let layout = Layout::ALL[(i + usize::from(masks)) % 3];
                 let shape = layout.shape(1, tokens, 2, dim);
                 let x = Dense::random(&mut rng, Dist::Zeros, dtype, shape);
@@ -102,12 +103,12 @@ fn full_pages_and_pages_out_of_range_stay_unwritten_and_are_counted() {
     let mut rng = Rng::new(22);
     let x = Dense::random(&mut rng, Dist::Zeros, DType::F16, Layout::TokensFirst.shape(1, 48, 2, 64));
     // About 256 of 1024 elements of a page are not 0: with this capacity some pages fit and some do not.
-    let format = PageFormat::ragged(DType::F16, 64, 16, 256).unwrap();
+    let format = PageFormat::ragged(ValueType::F16, 64, 16, 256).unwrap();
     let one = case(&mut rng, &x, Pool::contiguous(format, 3, 2), &[1, 3, -1], false);
     assert!(one.errors.1 >= 4);
     let exact = *one.needed.1.iter().max().unwrap() as usize;
-    let fits = PageFormat::ragged(DType::F16, 64, 16, exact).unwrap();
-    let short = PageFormat::ragged(DType::F16, 64, 16, exact - 1).unwrap();
+    let fits = PageFormat::ragged(ValueType::F16, 64, 16, exact).unwrap();
+    let short = PageFormat::ragged(ValueType::F16, 64, 16, exact - 1).unwrap();
     let fits = case(&mut rng, &x, Pool::contiguous(fits, 3, 2), &[1, 2, 0], false);
     let short = case(&mut rng, &x, Pool::contiguous(short, 3, 2), &[1, 2, 0], false);
     assert_eq!(fits.errors.1, 0);

@@ -1,6 +1,6 @@
 //! The kernels that read pages back: `decompress` and `validate`.
 
-use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, mem};
+use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, mem, values_of};
 use crate::emulator::{Buffer, Launch, dtype_code, le, run};
 use mustafar::ops::{Center, Decompress, decompress};
 use mustafar::{Context, DType, PageFormat, Rows, Stream};
@@ -30,7 +30,7 @@ fn case(pool: &Pool, table: &Table, out: Dense, center: Option<&(Vec<f32>, usize
     let format = pool.layout.format;
     let (batch, heads) = (table.batch(), pool.layout.kv_heads);
     let units = batch * table.max_len.div_ceil(16) * heads;
-    let name = format!("mst_decompress_{}_d{}", format.dtype(), format.head_dim());
+    let name = format!("mst_decompress_{}_d{}", format.value_type(), format.head_dim());
     let mut launch = Launch::new(name, [units.div_ceil(4), 1, 1], 128);
     page_params(&mut launch, pool, table);
     let center_buffer = center.map(|(c, _)| launch.buffer(&le(c, f32::to_le_bytes)));
@@ -76,8 +76,8 @@ fn check(cases: &[Case]) {
 
 fn format(dtype: DType, dim: usize, page_tokens: usize, keep: Option<usize>) -> PageFormat {
     match keep {
-        Some(keep) => PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap(),
-        None => PageFormat::ragged(dtype, dim, page_tokens, page_tokens * dim / 2).unwrap(),
+        Some(keep) => PageFormat::uniform(values_of(dtype), dim, page_tokens, keep).unwrap(),
+        None => PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim / 2).unwrap(),
     }
 }
 
@@ -177,7 +177,7 @@ fn validate_finds_the_first_violation() {
         let format = pool.layout.format;
         let (batch, heads) = (table.batch(), pool.layout.kv_heads);
         let rows = batch * heads * table.max_len.div_ceil(table.page_tokens) * table.page_tokens;
-        let name = format!("mst_validate_{}_d{}", format.dtype(), format.head_dim());
+        let name = format!("mst_validate_{}_d{}", format.value_type(), format.head_dim());
         let mut launch = Launch::new(name, [rows.div_ceil(256), 1, 1], 256);
         page_params(&mut launch, pool, table);
         let first = launch.buffer(&u64::MAX.to_le_bytes());
@@ -207,7 +207,7 @@ fn validate_finds_the_first_violation() {
                     push(&bad, &table, None);
                 }
                 // A page whose rows hold more than another capacity allows.
-                let short = PageFormat::ragged(format.dtype(), dim, page_tokens, 1).unwrap();
+                let short = PageFormat::ragged(format.value_type(), dim, page_tokens, 1).unwrap();
                 let mut layout = good.layout;
                 layout.format = short;
                 push(&Pool { bytes: good.bytes.clone(), layout }, &table, None);

@@ -2,10 +2,11 @@
 
 use crate::common::{
     DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, assert_close,
+    values_of,
 };
 use crate::emulator::{Buffer, Launch, dtype_code, le, run};
 use crate::pages::page_params;
-use mustafar::{DType, PageFormat, reference};
+use mustafar::{DType, PageFormat, ValueType, reference};
 
 const KV_HEADS: usize = 2;
 const FLOATS: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
@@ -41,12 +42,12 @@ impl Case {
     /// Tokens of a KV head, dense.
     fn tokens(&self, b: usize, head: usize, center: Option<&[f32]>) -> Vec<Vec<f64>> {
         let rows = &self.paged.rows[b][head];
-        rows.iter().map(|row| row.dense(self.format().dtype(), center)).collect()
+        rows.iter().map(|row| row.dense(self.format().value_type(), center)).collect()
     }
 
     fn launch(&self, op: &str, blocks: usize, warps: usize) -> Launch {
         let format = self.format();
-        let name = format!("mst_spmv_{op}_{}_d{}", format.dtype(), format.head_dim());
+        let name = format!("mst_spmv_{op}_{}_d{}", format.value_type(), format.head_dim());
         let mut launch = Launch::new(name, [self.table.batch() * KV_HEADS * blocks, 1, 1], 32 * warps);
         page_params(&mut launch, &self.paged.pool, &self.table);
         launch
@@ -150,8 +151,10 @@ fn cases(rng: &mut Rng, shapes: [(usize, usize); 3]) -> Vec<Case> {
             for (k, keep) in [Some(1), Some(dim / 3), Some(dim), None, None].into_iter().enumerate() {
                 let page_tokens = PAGE_SIZES[(i + j + k) % 4];
                 let format = match keep {
-                    Some(keep) => PageFormat::uniform(dtype, dim, page_tokens, keep).unwrap(),
-                    None => PageFormat::ragged(dtype, dim, page_tokens, page_tokens * dim / 2).unwrap(),
+                    Some(keep) => PageFormat::uniform(values_of(dtype), dim, page_tokens, keep).unwrap(),
+                    None => {
+                        PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim / 2).unwrap()
+                    }
                 };
                 let mut table = Table::shuffled(rng, page_tokens, &[page_tokens + 19, 0, 15], 1);
                 if k % 2 == 1 {
@@ -196,8 +199,8 @@ fn damage_stays_inside() {
     let mut bases = Vec::new();
     for ragged in [false, true] {
         let format = match ragged {
-            false => PageFormat::uniform(DType::F16, 64, 16, 20).unwrap(),
-            true => PageFormat::ragged(DType::F16, 64, 16, 16 * 32).unwrap(),
+            false => PageFormat::uniform(ValueType::F16, 64, 16, 20).unwrap(),
+            true => PageFormat::ragged(ValueType::F16, 64, 16, 16 * 32).unwrap(),
         };
         let table = Table::shuffled(&mut rng, 16, &[32, 20], 1);
         let pool = Pool::contiguous(format, table.num_pages, KV_HEADS);

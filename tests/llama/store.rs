@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 use half::f16;
 use mustafar::{
     Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Mem, MemMut, PageFormat, SequenceId, Shape,
-    Stream, Tensor, TensorMut, keep_for_sparsity,
+    Stream, Tensor, TensorMut, ValueType, keep_for_sparsity,
 };
 
 /// How a [`mustafar::Cache`] prunes.
@@ -89,8 +89,8 @@ impl KvStore {
         // A group is whole pages: take the largest common page size that divides it. If none does, the cache says
         // what it needs.
         let page_tokens = [64, 32, 16].into_iter().find(|n| policy.group.is_multiple_of(*n)).unwrap_or(16);
-        shape.k = PageFormat::uniform(DType::F16, dim, page_tokens, keep_k)?;
-        shape.v = PageFormat::uniform(DType::F16, dim, page_tokens, keep_v)?;
+        shape.k = PageFormat::uniform(ValueType::F16, dim, page_tokens, keep_k)?;
+        shape.v = PageFormat::uniform(ValueType::F16, dim, page_tokens, keep_v)?;
         shape.window = policy.window;
         shape.group = policy.group;
         shape.sinks = policy.sinks;

@@ -44,6 +44,60 @@ def encode(dtype, x):
     return high + (low > 0x8000 or (low == 0x8000 and high & 1 == 1))
 
 
+# ---- 8-bit values ----------------------------------------------------------------------------------------------
+
+
+def e4m3(code):
+    """The number of an e4m3 code."""
+    exponent, fraction = code >> 3 & 15, code & 7
+    if code & 0x7F == 0x7F:
+        return math.nan
+    magnitude = math.ldexp(fraction, -9) if exponent == 0 else math.ldexp(8 + fraction, exponent - 10)
+    return -magnitude if code & 0x80 else magnitude
+
+
+def round_half_even(codes, q):
+    """Of (number, code) pairs the one nearest to q; of two equally near ones that with the even code."""
+    return min(codes, key=lambda pair: (abs(pair[0] - q), pair[1] & 1))[1]
+
+
+E4M3 = [(e4m3(code), code) for code in range(0x7F)]
+INT8 = [(float(n), n) for n in range(128)]
+
+
+def scale_up(x):
+    """The pattern of the smallest bfloat16 that is not below x >= 0."""
+    bits = struct.unpack("<I", struct.pack("<f", x))[0]
+    return (bits >> 16) + (bits & 0xFFFF != 0)
+
+
+def quantise(dtype, value_type, row, kept):
+    """(scale pattern, code of each channel) of the kept elements of a row of 16-bit patterns."""
+    numbers = {c: decode(dtype, row[c]) for c in kept}
+    zeros = {c: 0 for c in kept}
+    if any(not math.isfinite(x) for x in numbers.values()):
+        return 0x7FC0, zeros
+    largest = max((abs(x) for x in numbers.values()), default=0.0)
+    scale = scale_up(f32(largest / (448 if value_type == "e4m3" else 127)))
+    if scale == 0:
+        return 0, zeros
+    codes = {}
+    for c, x in numbers.items():
+        q = f32(x / decode("bf16", scale))
+        code = round_half_even(E4M3 if value_type == "e4m3" else INT8, abs(q))
+        if math.copysign(1, q) < 0:
+            code = code | 0x80 if value_type == "e4m3" else -code & 0xFF
+        codes[c] = code
+    return scale, codes
+
+
+def dequantise(dtype, value_type, scale, codes, dim):
+    """What decompressing the row to `dtype` gives."""
+    factor = decode("bf16", scale)
+    number = {c: e4m3(code) if value_type == "e4m3" else float(code - 256 * (code > 127)) for c, code in codes.items()}
+    return [encode(dtype, factor * number.get(c, 0.0)) for c in range(dim)]
+
+
 # ---- selection -------------------------------------------------------------------------------------------------
 
 
@@ -89,30 +143,37 @@ def bitmap(kept, dim):
     return word.to_bytes(dim // 8, "little")
 
 
-def values(row, kept):
-    return b"".join(struct.pack("<H", row[c]) for c in sorted(kept))
+def store(dtype, value_type, row, kept):
+    """Scale bytes, value bytes, and what decompressing the row to `dtype` gives."""
+    if value_type == dtype:
+        stored = b"".join(struct.pack("<H", row[c]) for c in sorted(kept))
+        return b"", stored, dense([row], [kept])[0]
+    scale, codes = quantise(dtype, value_type, row, kept)
+    back = dequantise(dtype, value_type, scale, codes, len(row))
+    return struct.pack("<H", scale), bytes(codes[c] for c in sorted(kept)), back
 
 
 class UniformPage:
     """A page in which rows are written one at a time, 0xFF elsewhere."""
 
-    def __init__(self, dim, page_tokens, keep):
-        self.dim, self.keep = dim, keep
-        self.values_at = page_tokens * dim // 8
-        self.bytes = bytearray(b"\xff" * (self.values_at + page_tokens * keep * 2))
+    def __init__(self, value_type, dim, page_tokens, keep):
+        eight = value_type in ("e4m3", "int8")
+        sizes = [dim // 8, 2 if eight else 0, keep if eight else keep * 2]
+        self.sections = [(page_tokens * sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+        self.bytes = bytearray(b"\xff" * (page_tokens * sum(sizes)))
 
-    def write(self, index, row, kept):
-        at = index * self.dim // 8
-        self.bytes[at : at + self.dim // 8] = bitmap(kept, self.dim)
-        at = self.values_at + index * self.keep * 2
-        self.bytes[at : at + self.keep * 2] = values(row, kept)
+    def write(self, index, *parts):
+        """Bitmap, scale and values of a row."""
+        for (start, size), part in zip(self.sections, parts):
+            assert len(part) == size
+            self.bytes[start + index * size : start + (index + 1) * size] = part
 
 
 def pad16(data):
     return data + bytes(-len(data) % 16)
 
 
-def ragged_page(dim, page_tokens, capacity, rows, kept):
+def ragged_page(dtype, value_type, dim, page_tokens, capacity, rows, kept):
     kept = kept + [set()] * (page_tokens - len(kept))
     rows = rows + [[0] * dim] * (page_tokens - len(rows))
     offsets = [0]
@@ -121,9 +182,12 @@ def ragged_page(dim, page_tokens, capacity, rows, kept):
     assert offsets[-1] <= capacity
     head = b"".join(bitmap(k, dim) for k in kept)
     head += pad16(b"".join(struct.pack("<H", o) for o in offsets))
-    stored = b"".join(values(row, k) for row, k in zip(rows, kept))
+    parts = [store(dtype, value_type, row, k) for row, k in zip(rows, kept)]
+    head += b"".join(scale for scale, _, _ in parts)
+    stored = b"".join(values for _, values, _ in parts)
+    size = 2 if value_type == dtype else 1
     # Unused values and padding mean nothing; a writer should make them zero.
-    return head + pad16(stored + bytes(2 * capacity - len(stored)))
+    return head + pad16(stored + bytes(size * capacity - len(stored)))
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------
@@ -184,22 +248,24 @@ def dense(rows, kept):
 # ---- cases -----------------------------------------------------------------------------------------------------
 
 
-def append_case(name, dtype, dim, page_tokens, keep, rows, slots=None, weights=None, center=None):
+def append_case(name, dtype, dim, page_tokens, keep, rows, slots=None, weights=None, center=None, value_type=None):
     """One page of one head. slots[i] is the row that token i is written to, -1 for none."""
+    value_type = value_type or dtype
     slots = list(range(len(rows))) if slots is None else slots
     stored = rows
     if center is not None:
         stored = [[encode(dtype, f32(decode(dtype, x) - c)) for x, c in zip(row, center)] for row in rows]
     kept = prune_token(dtype, stored, keep, weights)
-    page = UniformPage(dim, page_tokens, keep)
+    page = UniformPage(value_type, dim, page_tokens, keep)
     written = {}
     for token, slot in enumerate(slots):
         if slot >= 0:
-            page.write(slot, stored[token], kept[token])
-            written[slot] = dense([stored[token]], [kept[token]])[0]
+            scale, values, written[slot] = store(dtype, value_type, stored[token], kept[token])
+            page.write(slot, bitmap(kept[token], dim), scale, values)
     return {
         "name": name,
         "dtype": dtype,
+        "value_type": value_type,
         "head_dim": dim,
         "page_tokens": page_tokens,
         "keep": keep,
@@ -277,19 +343,54 @@ def append_cases():
     yield append_case(
         "every centred NaN is the same", "bf16", 64, 16, 20, s.rows("bf16", 4, 64, "special"), center=center[:64],
     )
+    yield append_case("worked example in 8 bits", "f16", 64, 16, 2, worked_example(), value_type="int8")
+    for value_type in ["e4m3", "int8"]:
+        s = Source(4)
+
+        def case(name, dtype, dim, page_tokens, keep, rows, **options):
+            name = f"{value_type}: {name}"
+            return append_case(name, dtype, dim, page_tokens, keep, rows, value_type=value_type, **options)
+
+        yield case("keep 39 of 128", "f16", 128, 64, 39, s.rows("f16", 20, 128, "normal"))
+        yield case("outliers", "bf16", 128, 16, 64, s.rows("bf16", 8, 128, "outliers"))
+        yield case("ties between codes", "bf16", 96, 32, 29, s.rows("bf16", 12, 96, "ties"))
+        yield case("all kept, all magnitudes", "f16", 256, 16, 256, ramp("f16", 256))
+        yield case("zeros of both signs", "f16", 64, 16, 20, [[0x8000 * (c % 2) for c in range(64)]])
+        yield case("subnormals", "f16", 64, 16, 20, s.rows("f16", 6, 64, "subnormal"))
+        yield case("scales that are subnormal", "bf16", 64, 16, 20, s.rows("bf16", 6, 64, "subnormal") + tiny_rows())
+        yield case("NaN and infinity make a row NaN", "f16", 64, 16, 9, s.rows("f16", 16, 64, "bits"))
+        yield case("anything in bf16", "bf16", 64, 16, 3, s.rows("bf16", 16, 64, "bits"))
+        yield case("largest numbers", "f16", 64, 16, 9, [[0x7BFF - c // 3 | 0x8000 * (c % 2) for c in range(64)]])
+        yield case("largest numbers, bf16", "bf16", 64, 16, 9, [[0x7F7F - c // 3 for c in range(64)]])
+        yield case(
+            "centre and weights, slots in any order", "bf16", 64, 16, 20, s.rows("bf16", 4, 64, "outliers"),
+            center=center[:64], weights=weights, slots=[9, -1, 15, 0],
+        )
 
 
-def compress_case(name, dtype, dim, page_tokens, capacity, rows, kept):
+def ramp(dtype, dim):
+    """Rows whose elements are close to every multiple of 1/128 and of 1/8 of a code."""
+    return [[encode(dtype, f32((c * step + 1) / 128 - 1)) for c in range(dim)] for step in (1, 0.25, 0.0625)]
+
+
+def tiny_rows():
+    """A row for each of the smallest bfloat16 magnitudes that makes another scale."""
+    return [[largest, 0x8001] + [c % (largest + 1) for c in range(62)] for largest in (1, 2, 126, 127, 128, 189, 255)]
+
+
+def compress_case(name, dtype, dim, page_tokens, capacity, rows, kept, value_type=None):
+    value_type = value_type or dtype
     return {
         "name": name,
         "dtype": dtype,
+        "value_type": value_type,
         "head_dim": dim,
         "page_tokens": page_tokens,
         "capacity": capacity,
         "input": hex_rows(rows),
         "mask": b"".join(bitmap(k, dim) for k in kept).hex(),
-        "page": ragged_page(dim, page_tokens, capacity, rows, kept).hex(),
-        "dense": hex_rows(dense(rows, kept)),
+        "page": ragged_page(dtype, value_type, dim, page_tokens, capacity, rows, kept).hex(),
+        "dense": hex_rows([store(dtype, value_type, row, k)[2] for row, k in zip(rows, kept)]),
     }
 
 
@@ -310,6 +411,10 @@ def compress_cases():
     yield compress_case("everything kept", "f16", 64, 16, 1024, rows, [set(range(64))] * 16)
     rows = s.rows("f16", 32, 64, "normal")
     yield compress_case("channel direction, 10 of 32", "f16", 64, 32, 640, rows, prune_channel(rows, 10))
+    for value_type in ["e4m3", "int8"]:
+        rows = s.rows("f16", 7, 128, "zeros") + s.rows("f16", 2, 128, "bits")
+        kept = [keep_largest([s.next() for _ in range(128)], n) for n in [128, 0, 1, 127, 63, 0, 8, 5, 33]]
+        yield compress_case(f"{value_type}, room left", "f16", 128, 64, 377, rows, kept, value_type)
 
 
 def prune_case(name, dtype, dim, rows, kept, **selection):
@@ -352,10 +457,11 @@ def prune_cases():
 
 def page_rejects():
     """Damaged pages with the number of rows that count and the error that must come back."""
-    uniform = {"dtype": "f16", "head_dim": 64, "page_tokens": 16, "keep": 2}
+    uniform = {"value_type": "f16", "head_dim": 64, "page_tokens": 16, "keep": 2}
     good = bytes.fromhex(append_case("", "f16", 64, 16, 2, worked_example())["page"])
-    ragged = {"dtype": "f16", "head_dim": 64, "page_tokens": 16, "capacity": 5}
-    ragged_good = ragged_page(64, 16, 5, worked_example(), [{0, 9, 63}, set(), {62}])
+    ragged = {"value_type": "f16", "head_dim": 64, "page_tokens": 16, "capacity": 5}
+    ragged_good = ragged_page("f16", "f16", 64, 16, 5, worked_example(), [{0, 9, 63}, set(), {62}])
+    eight = bytes.fromhex(append_case("", "f16", 64, 16, 2, worked_example(), value_type="int8")["page"])
 
     def patch(page, at, new):
         return page[:at] + new + page[at + len(new) :]
@@ -412,20 +518,39 @@ def page_rejects():
     yield case(
         "past the capacity", ragged, full, 3, "CorruptData", damaged + "row 1 ends at value 6, capacity is 5",
     )
+    for value_type in ["e4m3", "int8"]:
+        scaled = {**uniform, "value_type": value_type}
+        yield case(f"{value_type}, good page", scaled, eight, 3, None, None)
+        yield case(f"{value_type}, any scale and code", scaled, patch(eight, 128, bytes(range(192, 256))), 3, None, None)
+        yield case(
+            f"{value_type}, one byte short", scaled, eight[:-1], 3, "BufferTooSmall",
+            "page has 191 bytes; needed: 192",
+        )
+        yield case(
+            f"{value_type}, bit missing", scaled, patch(eight, 8, b"\x01"), 3, "CorruptData",
+            damaged + "row 1 has 1 bits set, keep is 2",
+        )
+    ragged_eight = ragged_page("f16", "int8", 64, 16, 5, worked_example(), [{0, 9, 63}, set(), {62}])
+    scaled = {**ragged, "value_type": "int8"}
+    yield case("ragged in 8 bits, good page", scaled, ragged_eight, 16, None, None)
+    yield case(
+        "ragged in 8 bits, offset beyond the bits", scaled, patch(ragged_eight, 130, b"\x04\x00"), 3, "CorruptData",
+        damaged + "row 0 spans values 0 to 4 but has 3 bits set",
+    )
 
 
 def format_rejects():
     """Descriptors that no page has."""
 
-    def case(error, message, dtype_code=1, head_dim=64, page_tokens=16, **rows):
+    def case(error, message, value_type_code=1, head_dim=64, page_tokens=16, **rows):
         return {
-            "dtype_code": dtype_code, "head_dim": head_dim, "page_tokens": page_tokens, **(rows or {"keep": 2}),
+            "value_type_code": value_type_code, "head_dim": head_dim, "page_tokens": page_tokens, **(rows or {"keep": 2}),
             "error": error, "message": message,
         }
 
-    for code in [0, 16, 17, 32, 2**32 - 1]:
-        yield case("InvalidArgument", f"dtype is {code}; allowed: 1 (f16), 2 (bf16), 3 (f32)", dtype_code=code)
-    yield case("Unsupported", "dtype is f32; supported: f16, bf16", dtype_code=3)
+    for code in [0, 3, 15, 18, 32, 2**32 - 1]:
+        message = f"value_type is {code}; allowed: 1 (f16), 2 (bf16), 16 (e4m3), 17 (int8)"
+        yield case("InvalidArgument", message, value_type_code=code)
     for dim in [0, 63, 80, 512]:
         yield case("Unsupported", f"head_dim is {dim}; supported: 64, 96, 128, 256", head_dim=dim)
     for tokens in [0, 8, 48, 256]:

@@ -47,7 +47,7 @@ impl Workload {
         let sequence_pages = tokens.div_ceil(PAGE_TOKENS);
         let num_pages = batch * sequence_pages;
         let layout = |keep| {
-            let format = PageFormat::uniform(dtype, head_dim, PAGE_TOKENS, keep)?;
+            let format = PageFormat::uniform(options.value_type(), head_dim, PAGE_TOKENS, keep)?;
             PoolLayout::contiguous(format, num_pages, kv_heads)
         };
         let layouts = [layout(options.keep_k)?, layout(options.keep_v)?];

@@ -17,7 +17,8 @@ use std::ffi::c_void;
 pub struct mustafar_append_side {
     /// sizeof(mustafar_append_side).
     pub struct_size: usize,
-    /// New tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
+    /// New tokens [1, tokens, kv_heads, head_dim] in the type of the pages' values; for pages of 8-bit
+    /// values f16 or bf16. Required.
     pub x: *const mustafar_tensor,
     /// Destination: uniform pages. Required.
     pub pool: *const mustafar_pool_mut,

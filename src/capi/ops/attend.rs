@@ -24,7 +24,7 @@ pub struct mustafar_compressed {
     pub struct_size: usize,
     /// Key pages. Required.
     pub k: *const mustafar_pool,
-    /// Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU dtype and
+    /// Value pages: page_tokens, num_pages and kv_heads as in `k`; rows and keep may differ, on the CPU value type and
     /// head_dim too. Required.
     pub v: *const mustafar_pool,
     /// Which pages, and how many tokens. Required.

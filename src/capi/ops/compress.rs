@@ -16,7 +16,8 @@ use std::ffi::c_void;
 pub struct mustafar_compress_args {
     /// sizeof(mustafar_compress_args).
     pub struct_size: usize,
-    /// Dense tokens [1, tokens, kv_heads, head_dim] in the dtype of the pages. Required.
+    /// Dense tokens [1, tokens, kv_heads, head_dim] in the type of the pages' values; for pages of 8-bit
+    /// values f16 or bf16. Required.
     pub x: *const mustafar_tensor,
     /// What to keep, contiguous [tokens, kv_heads, head_dim / 8] bytes as mustafar_prune writes them. NULL: everything
     /// but +0 and -0.

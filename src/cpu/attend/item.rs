@@ -253,7 +253,7 @@ impl Item {
                     Side::K => &compressed.k,
                     Side::V => &compressed.v,
                 };
-                let mut block = Block::new(Encoding::Packed(pages.layout.format.dtype()), dim);
+                let mut block = Block::new(Encoding::Packed(pages.layout.format.value_type()), dim);
                 push_rows(pages, &compressed.sequences, (self.b, self.head), tokens, tail, &mut block);
                 block
             }

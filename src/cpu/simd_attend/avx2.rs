@@ -3,8 +3,8 @@
 
 use super::ahead::{Ahead, STEP_ROWS};
 use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
-use crate::cpu::simd_rows::avx2::expand8;
-use crate::dtype::DType;
+use crate::cpu::simd_rows::avx2::{expand8, expand8_codes};
+use crate::dtype::{DType, ValueType};
 use std::arch::x86_64::*;
 
 /// Channels that [`Source::next`] yields.
@@ -23,11 +23,15 @@ struct Cursor {
 /// Of `next`: the processor has the instructions of this file, and the cursor, made from a row that is as [`Row`]
 /// promises, yields at most the channels of that row.
 trait Source {
+    /// Whether rows have a scale, by which what `next` yields is still to be multiplied.
+    const SCALED: bool = false;
     /// The next 8 channels.
     unsafe fn next(cursor: &mut Cursor) -> __m256;
 }
 
 struct Packed<const BF16: bool>;
+struct PackedE4m3;
+struct PackedInt8;
 struct DenseHalf<const BF16: bool>;
 struct DenseFloat;
 
@@ -50,7 +54,7 @@ unsafe fn widen<const BF16: bool>(half: __m128i) -> __m256 {
 impl<const BF16: bool> Source for Packed<BF16> {
     #[inline(always)]
     unsafe fn next(cursor: &mut Cursor) -> __m256 {
-        // SAFETY: a byte of bitmap is left, and `PAD` values follow the last kept one of the row.
+        // SAFETY: a byte of bitmap is left, and `PAD_BYTES` follow the last kept one of the row.
         unsafe {
             let bits = *cursor.bits;
             let x = expand8(bits, cursor.values);
@@ -58,6 +62,48 @@ impl<const BF16: bool> Source for Packed<BF16> {
             cursor.values = cursor.values.add(2 * bits.count_ones() as usize);
             widen::<BF16>(x)
         }
+    }
+}
+
+/// The next 8 codes, in the low half.
+#[inline(always)]
+unsafe fn next_codes(cursor: &mut Cursor) -> __m128i {
+    // SAFETY: as in `Packed`.
+    unsafe {
+        let bits = *cursor.bits;
+        let codes = expand8_codes(bits, cursor.values);
+        cursor.bits = cursor.bits.add(1);
+        cursor.values = cursor.values.add(bits.count_ones() as usize);
+        codes
+    }
+}
+
+impl Source for PackedE4m3 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> __m256 {
+        // SAFETY: as in `next_codes`.
+        unsafe {
+            // Sign-extended to 16 bits, a code has its sign in the top bits: exponent and fraction move to their place
+            // in an f16 of 1/256 of the value, and NaN, which is above all numbers, takes the exponent of NaN.
+            let x = _mm_cvtepi8_epi16(next_codes(cursor));
+            let magnitude = _mm_and_si128(_mm_slli_epi16::<7>(x), _mm_set1_epi16(0x3f80));
+            let nan = _mm_cmpgt_epi16(magnitude, _mm_set1_epi16(0x3f00));
+            let nan = _mm_and_si128(nan, _mm_set1_epi16(0x7c00));
+            let sign = _mm_and_si128(x, _mm_set1_epi16(i16::MIN));
+            _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(magnitude, nan), sign))
+        }
+    }
+}
+
+impl Source for PackedInt8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> __m256 {
+        // SAFETY: as in `next_codes`.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(next_codes(cursor))) }
     }
 }
 
@@ -89,8 +135,10 @@ impl Source for DenseFloat {
 macro_rules! by_source {
     ($block:expr, $name:ident($($arg:expr),*)) => {
         match $block.encoding {
-            Encoding::Packed(DType::Bf16) => $name::<Packed<true>>($($arg),*),
-            Encoding::Packed(_) => $name::<Packed<false>>($($arg),*),
+            Encoding::Packed(ValueType::F16) => $name::<Packed<false>>($($arg),*),
+            Encoding::Packed(ValueType::Bf16) => $name::<Packed<true>>($($arg),*),
+            Encoding::Packed(ValueType::E4m3) => $name::<PackedE4m3>($($arg),*),
+            Encoding::Packed(ValueType::Int8) => $name::<PackedInt8>($($arg),*),
             Encoding::Dense(DType::F16) => $name::<DenseHalf<false>>($($arg),*),
             Encoding::Dense(DType::Bf16) => $name::<DenseHalf<true>>($($arg),*),
             Encoding::Dense(DType::F32) => $name::<DenseFloat>($($arg),*),
@@ -159,8 +207,9 @@ fn dot_heads<S: Source, const H: usize, const T: usize>(
             let mut of_heads = [0.0; 4];
             // SAFETY: `of_heads` is 4 values of 4 bytes.
             unsafe { _mm_storeu_ps(of_heads.as_mut_ptr(), horizontal(&four)) };
+            let scale = if S::SCALED { rows[(first + t).min(rows.len() - 1)].scale } else { 1.0 };
             for (h, score) in of_heads[..H].iter().enumerate() {
-                scores[h * BLOCK + first + t] = *score;
+                scores[h * BLOCK + first + t] = if S::SCALED { scale * *score } else { *score };
             }
         }
     }
@@ -233,7 +282,11 @@ fn sum_heads<S: Source, const H: usize, const W: usize>(
                     *x = S::next(cursor);
                 }
                 for (h, totals) in totals.iter_mut().enumerate() {
-                    let weight = _mm256_broadcast_ss(&*weights.as_ptr().add(h * BLOCK + t));
+                    let mut weight = *weights.as_ptr().add(h * BLOCK + t);
+                    if S::SCALED {
+                        weight *= rows[t].scale;
+                    }
+                    let weight = _mm256_set1_ps(weight);
                     for (total, x) in totals.iter_mut().zip(&x) {
                         *total = _mm256_fmadd_ps(weight, *x, *total);
                     }
@@ -259,10 +312,14 @@ fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahea
         if t.is_multiple_of(STEP_ROWS) {
             ahead.step();
         }
+        let scale = _mm256_set1_ps(row.scale);
         let mut row = start(row);
         for out in out.chunks_exact_mut(STEP) {
             // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is 8 values.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), S::next(&mut row)) };
+            unsafe {
+                let x = S::next(&mut row);
+                _mm256_storeu_ps(out.as_mut_ptr(), if S::SCALED { _mm256_mul_ps(scale, x) } else { x });
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ahead::{Ahead, STEP_ROWS};
 use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use std::arch::x86_64::*;
 
 /// Channels that [`Source::next`] yields.
@@ -21,6 +21,8 @@ struct Cursor {
 /// Of all methods: the processor has the instructions of this file, rows are as [`Row`] promises, and a cursor
 /// yields at most the channels of its row.
 trait Source {
+    /// Whether rows have a scale, by which what `next` yields is still to be multiplied.
+    const SCALED: bool = false;
     /// A cursor at `channel`, a multiple of 64.
     unsafe fn at(row: &Row, channel: usize) -> Cursor;
     /// The next 32 channels.
@@ -28,6 +30,8 @@ trait Source {
 }
 
 struct Packed<const BF16: bool>;
+struct PackedE4m3;
+struct PackedInt8;
 struct DenseHalf<const BF16: bool>;
 struct DenseFloat;
 
@@ -43,6 +47,22 @@ unsafe fn widen<const BF16: bool>(half: __m256i) -> __m512 {
     }
 }
 
+/// 32 bytes, in a register: the empty instruction changes nothing. It keeps the compiler from folding the load into
+/// `vpexpandw` or `vpexpandb`, whose memory forms are slower on Zen 4 (docs/performance.md).
+///
+/// # Safety
+/// 32 bytes at `from` must be readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn load(from: *const u8) -> __m256i {
+    // SAFETY: the caller vouches for `from`.
+    unsafe {
+        let mut loaded = _mm256_loadu_si256(from.cast());
+        std::arch::asm!("/* {0} */", inout(ymm_reg) loaded, options(pure, nomem, nostack, preserves_flags));
+        loaded
+    }
+}
+
 /// 16 channels from the values at `values`: those with a bit take the next value each, the others are +0.
 ///
 /// # Safety
@@ -50,29 +70,92 @@ unsafe fn widen<const BF16: bool>(half: __m256i) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 unsafe fn expand16(bits: u16, values: *const u8) -> __m256i {
-    // SAFETY: the caller vouches for `values`; the empty instruction changes nothing. It keeps the compiler from
-    // folding the load into `vpexpandw`, whose memory form is slower on Zen 4 (docs/performance.md).
+    // SAFETY: the caller vouches for `values`.
+    unsafe { _mm256_maskz_expand_epi16(bits, load(values)) }
+}
+
+/// A cursor of a packed row of values of `bytes` bytes.
+#[inline(always)]
+unsafe fn packed_at(row: &Row, channel: usize, bytes: usize) -> Cursor {
+    // SAFETY: `channel / 8` bytes of bitmap lie before the channel; at most `channel` values do.
     unsafe {
-        let mut loaded = _mm256_loadu_si256(values.cast());
-        std::arch::asm!("/* {0} */", inout(ymm_reg) loaded, options(pure, nomem, nostack, preserves_flags));
-        _mm256_maskz_expand_epi16(bits, loaded)
+        let words = row.bits.cast::<u64>();
+        let below = (0..channel / 64).map(|i| words.add(i).read_unaligned().count_ones() as usize);
+        Cursor { bits: row.bits.add(channel / 8), values: row.values.add(bytes * below.sum::<usize>()) }
+    }
+}
+
+/// 32 channels from the next codes: those with a bit take the next code each, the others are 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+unsafe fn next_codes(cursor: &mut Cursor) -> __m256i {
+    // SAFETY: as in `Packed`.
+    unsafe {
+        let bits = cursor.bits.cast::<u32>().read_unaligned();
+        let codes = _mm256_maskz_expand_epi8(bits, load(cursor.values));
+        cursor.bits = cursor.bits.add(4);
+        cursor.values = cursor.values.add(bits.count_ones() as usize);
+        codes
+    }
+}
+
+impl Source for PackedE4m3 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn at(row: &Row, channel: usize) -> Cursor {
+        // SAFETY: as in `packed_at`.
+        unsafe { packed_at(row, channel, 1) }
+    }
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
+        // SAFETY: as in `next_codes`.
+        unsafe {
+            // Sign-extended to 16 bits, a code has its sign in the top bits: exponent and fraction move to their place
+            // in an f16 of 1/256 of the value, and NaN, which is above all numbers, takes the exponent of NaN.
+            let x = _mm512_cvtepi8_epi16(next_codes(cursor));
+            let magnitude = _mm512_and_si512(_mm512_slli_epi16::<7>(x), _mm512_set1_epi16(0x3f80));
+            let nan = _mm512_cmpgt_epi16_mask(magnitude, _mm512_set1_epi16(0x3f00));
+            let magnitude = _mm512_mask_set1_epi16(magnitude, nan, 0x7e00);
+            let sign = _mm512_and_si512(x, _mm512_set1_epi16(i16::MIN));
+            let halves = _mm512_or_si512(magnitude, sign);
+            let high = _mm512_extracti64x4_epi64::<1>(halves);
+            [widen::<false>(_mm512_castsi512_si256(halves)), widen::<false>(high)]
+        }
+    }
+}
+
+impl Source for PackedInt8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn at(row: &Row, channel: usize) -> Cursor {
+        // SAFETY: as in `packed_at`.
+        unsafe { packed_at(row, channel, 1) }
+    }
+
+    #[inline(always)]
+    unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
+        // SAFETY: as in `next_codes`.
+        unsafe {
+            let codes = next_codes(cursor);
+            let floats = |codes| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+            [floats(_mm256_castsi256_si128(codes)), floats(_mm256_extracti128_si256::<1>(codes))]
+        }
     }
 }
 
 impl<const BF16: bool> Source for Packed<BF16> {
     #[inline(always)]
     unsafe fn at(row: &Row, channel: usize) -> Cursor {
-        // SAFETY: `channel / 8` bytes of bitmap lie before the channel; at most `channel` values do.
-        unsafe {
-            let words = row.bits.cast::<u64>();
-            let below = (0..channel / 64).map(|i| words.add(i).read_unaligned().count_ones() as usize);
-            Cursor { bits: row.bits.add(channel / 8), values: row.values.add(2 * below.sum::<usize>()) }
-        }
+        // SAFETY: as in `packed_at`.
+        unsafe { packed_at(row, channel, 2) }
     }
 
     #[inline(always)]
     unsafe fn next(cursor: &mut Cursor) -> [__m512; 2] {
-        // SAFETY: 4 bytes of bitmap are left, and `PAD` values follow the last kept one of the row.
+        // SAFETY: 4 bytes of bitmap are left, and `PAD_BYTES` follow the last kept one of the row.
         unsafe {
             let bits = cursor.bits.cast::<u32>().read_unaligned();
             let low = expand16(bits as u16, cursor.values);
@@ -125,8 +208,10 @@ impl Source for DenseFloat {
 macro_rules! by_source {
     ($block:expr, $name:ident($($arg:expr),*)) => {
         match $block.encoding {
-            Encoding::Packed(DType::Bf16) => $name::<Packed<true>>($($arg),*),
-            Encoding::Packed(_) => $name::<Packed<false>>($($arg),*),
+            Encoding::Packed(ValueType::F16) => $name::<Packed<false>>($($arg),*),
+            Encoding::Packed(ValueType::Bf16) => $name::<Packed<true>>($($arg),*),
+            Encoding::Packed(ValueType::E4m3) => $name::<PackedE4m3>($($arg),*),
+            Encoding::Packed(ValueType::Int8) => $name::<PackedInt8>($($arg),*),
             Encoding::Dense(DType::F16) => $name::<DenseHalf<false>>($($arg),*),
             Encoding::Dense(DType::Bf16) => $name::<DenseHalf<true>>($($arg),*),
             Encoding::Dense(DType::F32) => $name::<DenseFloat>($($arg),*),
@@ -168,7 +253,10 @@ fn dot_heads<S: Source, const H: usize>(
         // SAFETY: instructions by the attribute, rows by the block's invariant; `dim` is a multiple of 32, so the
         // loads from `q` stay below `H * dim`, and stores end at `first + 4 <= BLOCK` in each of H rows of scores.
         unsafe {
-            let at = |t: usize| S::at(&rows[(first + t).min(rows.len() - 1)], 0);
+            let row = |t: usize| &rows[(first + t).min(rows.len() - 1)];
+            let at = |t: usize| S::at(row(t), 0);
+            let scale = |t: usize| if S::SCALED { row(t).scale } else { 1.0 };
+            let scales = _mm_setr_ps(scale(0), scale(1), scale(2), scale(3));
             let mut rows = [at(0), at(1), at(2), at(3)];
             let mut sums = [[_mm512_setzero_ps(); 4]; H];
             for channel in (0..dim).step_by(STEP) {
@@ -188,7 +276,9 @@ fn dot_heads<S: Source, const H: usize>(
                 }
             }
             for (h, sums) in sums.iter().enumerate() {
-                _mm_storeu_ps(scores.as_mut_ptr().add(h * BLOCK + first), horizontal(sums));
+                let sums = horizontal(sums);
+                let sums = if S::SCALED { _mm_mul_ps(scales, sums) } else { sums };
+                _mm_storeu_ps(scores.as_mut_ptr().add(h * BLOCK + first), sums);
             }
         }
     }
@@ -272,13 +362,17 @@ fn sum_channels<S: Source, const H: usize, const W: usize>(
             if t.is_multiple_of(STEP_ROWS) {
                 ahead.step();
             }
-            let mut row = S::at(row, channel);
+            let mut cursor = S::at(row, channel);
             let mut x = [[_mm512_setzero_ps(); 2]; W];
             for x in &mut x {
-                *x = S::next(&mut row);
+                *x = S::next(&mut cursor);
             }
             for (h, totals) in totals.iter_mut().enumerate() {
-                let weight = _mm512_set1_ps(*weights.as_ptr().add(h * BLOCK + t));
+                let mut weight = *weights.as_ptr().add(h * BLOCK + t);
+                if S::SCALED {
+                    weight *= row.scale;
+                }
+                let weight = _mm512_set1_ps(weight);
                 for (total, x) in totals.iter_mut().zip(&x) {
                     total[0] = _mm512_fmadd_ps(weight, x[0], total[0]);
                     total[1] = _mm512_fmadd_ps(weight, x[1], total[1]);
@@ -308,11 +402,13 @@ fn expand_source<S: Source>(block: &Block<'_>, out: &mut [f32], ahead: &mut Ahea
         }
         // SAFETY: instructions by the attribute, rows by the block's invariant; `out` is a multiple of 32 long.
         unsafe {
+            let scale = _mm512_set1_ps(row.scale);
+            let scaled = |x| if S::SCALED { _mm512_mul_ps(scale, x) } else { x };
             let mut row = S::at(row, 0);
             for out in out.chunks_exact_mut(STEP) {
                 let x = S::next(&mut row);
-                _mm512_storeu_ps(out.as_mut_ptr(), x[0]);
-                _mm512_storeu_ps(out.as_mut_ptr().add(16), x[1]);
+                _mm512_storeu_ps(out.as_mut_ptr(), scaled(x[0]));
+                _mm512_storeu_ps(out.as_mut_ptr().add(16), scaled(x[1]));
             }
         }
     }

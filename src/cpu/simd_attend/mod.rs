@@ -15,7 +15,8 @@ pub(crate) use ahead::Ahead;
 
 use crate::backend::Cpu;
 use crate::cpu::level::Level;
-use crate::dtype::DType;
+use crate::cpu::packed::scale;
+use crate::dtype::{DType, ValueType};
 use crate::mem::Element;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -27,14 +28,14 @@ pub(crate) const BLOCK: usize = 64;
 /// Largest head_dim.
 pub(crate) const MAX_DIM: usize = 256;
 
-/// Readable values behind the last kept value of a packed row: more than any load takes at once (32 bytes).
-pub(crate) const PAD: usize = 16;
+/// Readable bytes behind the last kept value of a packed row: as many as any load takes at once.
+pub(crate) const PAD_BYTES: usize = 32;
 
 /// How the rows of a block store their elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
     /// Bitmap and kept values.
-    Packed(DType),
+    Packed(ValueType),
     /// Every element.
     Dense(DType),
 }
@@ -43,14 +44,29 @@ impl Encoding {
     fn is_packed(&self) -> bool {
         matches!(self, Self::Packed(_))
     }
+
+    /// Bytes of a value or element.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(values) => values.bytes(),
+            Self::Dense(dtype) => dtype.bytes(),
+        }
+    }
+
+    /// What the loops make of a value, times this, is the value: they read e4m3 codes as f16 of another bias.
+    fn unit(&self) -> f32 {
+        if *self == Self::Packed(ValueType::E4m3) { 256.0 } else { 1.0 }
+    }
 }
 
 /// Where a row lies. Of a packed row, `bits` points at `dim / 8` bytes and `values` at as many values as they have
-/// bits, and `PAD` more; of a dense row, `values` points at `dim` elements.
+/// bits, and `PAD_BYTES` more; of a dense row, `values` points at `dim` elements. Every value counts `scale` times:
+/// that is 1 but for types with a scale.
 #[derive(Debug, Clone, Copy)]
 struct Row {
     bits: *const u8,
     values: *const u8,
+    scale: f32,
 }
 
 /// Up to [`BLOCK`] rows of one encoding.
@@ -72,21 +88,33 @@ impl<'a> Block<'a> {
         Self { encoding, dim, len: 0, rows: [MaybeUninit::uninit(); BLOCK], _life: PhantomData }
     }
 
-    /// Adds a packed row: its bitmap, and its values with at least [`PAD`] more behind them.
-    pub(crate) fn push_packed(&mut self, bits: &'a [u8], values: &'a [u8]) {
+    /// Adds a packed row: its bitmap, its scale (1 if there is none), and its values with at least [`PAD_BYTES`] more
+    /// behind them.
+    pub(crate) fn push_packed(&mut self, bits: &'a [u8], scale: f32, values: &'a [u8]) {
         let bits = &bits[..self.dim / 8];
         let count: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-        assert!(values.len() >= (count as usize + PAD) * 2, "short row");
-        self.push(Encoding::is_packed, bits.as_ptr(), values.as_ptr(), (0, 0), 1);
+        assert!(values.len() >= count as usize * self.encoding.bytes() + PAD_BYTES, "short row");
+        self.push(Encoding::is_packed, (bits.as_ptr(), 0), (values.as_ptr(), 0), |_| scale, 1);
     }
 
-    /// Adds `n` packed rows whose bitmaps lie back to back and whose values start every `stride` bytes. Whatever
-    /// its bits, each must have `dim + PAD` values behind its start.
-    pub(crate) fn push_packed_run(&mut self, bits: &'a [u8], values: &'a [u8], stride: usize, n: usize) {
+    /// Adds `n` packed rows whose bitmaps and scales lie back to back and whose values start every `stride` bytes.
+    /// Whatever its bits, each must have `dim` values and [`PAD_BYTES`] behind its start.
+    pub(crate) fn push_packed_run(
+        &mut self,
+        bits: &'a [u8],
+        scales: Option<&'a [u8]>,
+        values: &'a [u8],
+        stride: usize,
+        n: usize,
+    ) {
         if n > 0 {
-            let reach = (n - 1) * stride + (self.dim + PAD) * 2;
+            let reach = (n - 1) * stride + self.dim * self.encoding.bytes() + PAD_BYTES;
             assert!(bits.len() >= n * self.dim / 8 && values.len() >= reach, "short rows");
-            self.push(Encoding::is_packed, bits.as_ptr(), values.as_ptr(), (self.dim / 8, stride), n);
+            let (bits, values) = ((bits.as_ptr(), self.dim / 8), (values.as_ptr(), stride));
+            match scales {
+                None => self.push(Encoding::is_packed, bits, values, |_| 1.0, n),
+                Some(scales) => self.push(Encoding::is_packed, bits, values, |i| scale(&scales[2 * i..]), n),
+            }
         }
     }
 
@@ -96,30 +124,27 @@ impl<'a> Block<'a> {
             let size = size_of::<T>();
             assert!(matches!(self.encoding, Encoding::Dense(dtype) if dtype.bytes() == size), "element type");
             assert!(rows.len() >= (n - 1) * stride + self.dim, "short rows");
-            self.push(
-                |encoding| !encoding.is_packed(),
-                std::ptr::null(),
-                rows.as_ptr().cast(),
-                (0, stride * size),
-                n,
-            );
+            let values = (rows.as_ptr().cast(), stride * size);
+            self.push(|encoding| !encoding.is_packed(), (std::ptr::null(), 0), values, |_| 1.0, n);
         }
     }
 
-    /// The one place that writes rows; callers have checked the memory.
+    /// The one place that writes rows, from starts and strides; callers have checked the memory.
     fn push(
         &mut self,
         fits: impl Fn(&Encoding) -> bool,
-        bits: *const u8,
-        values: *const u8,
-        (bits_stride, values_stride): (usize, usize),
+        bits: (*const u8, usize),
+        values: (*const u8, usize),
+        scale: impl Fn(usize) -> f32,
         n: usize,
     ) {
         assert!(fits(&self.encoding), "rows of another encoding");
+        let unit = self.encoding.unit();
         for (i, row) in self.rows[self.len..][..n].iter_mut().enumerate() {
             row.write(Row {
-                bits: bits.wrapping_add(i * bits_stride),
-                values: values.wrapping_add(i * values_stride),
+                bits: bits.0.wrapping_add(i * bits.1),
+                values: values.0.wrapping_add(i * values.1),
+                scale: unit * scale(i),
             });
         }
         self.len += n;

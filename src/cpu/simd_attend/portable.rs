@@ -1,8 +1,8 @@
 //! Plain Rust, for processors without the levels of the other files.
 
 use super::{Ahead, BLOCK, Block, Encoding, MAX_DIM, Row, Softmax};
-use crate::cpu::math::{self, bf16_to_f32, f16_to_f32};
-use crate::dtype::DType;
+use crate::cpu::math::{self, bf16_to_f32, e4m3_to_f16_over_256, f16_to_f32};
+use crate::dtype::{DType, ValueType};
 
 /// Independent partial sums of a dot product, so that the compiler can use vectors.
 const LANES: usize = 16;
@@ -19,7 +19,7 @@ pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32], _: &mut Ahea
                     sums[i] += q[i] * x[i];
                 }
             }
-            scores[h * BLOCK + t] = tree_sum(sums);
+            scores[h * BLOCK + t] = row.scale * tree_sum(sums);
         }
     }
 }
@@ -30,7 +30,7 @@ pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32],
     for (t, row) in block.rows().iter().enumerate() {
         expand_row(block, row, &mut x[..dim]);
         for (h, sums) in sums.chunks_exact_mut(dim).enumerate() {
-            let weight = weights[h * BLOCK + t];
+            let weight = row.scale * weights[h * BLOCK + t];
             for (sum, x) in sums.iter_mut().zip(&x) {
                 *sum += weight * x;
             }
@@ -41,6 +41,7 @@ pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32],
 pub(super) fn expand(block: &Block<'_>, out: &mut [f32], _: &mut Ahead<'_>) {
     for (row, out) in block.rows().iter().zip(out.chunks_exact_mut(block.dim)) {
         expand_row(block, row, out);
+        out.iter_mut().for_each(|x| *x *= row.scale);
     }
 }
 
@@ -95,17 +96,23 @@ fn tree_sum(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
+/// The values of a row, not yet multiplied by its scale.
 fn expand_row(block: &Block<'_>, row: &Row, out: &mut [f32]) {
     // SAFETY: `Row` promises these lengths to every row of a block.
     let bytes = |start, len| unsafe { std::slice::from_raw_parts::<u8>(start, len) };
     match block.encoding {
-        Encoding::Packed(dtype) => {
+        Encoding::Packed(types) => {
             let bits = bytes(row.bits, block.dim / 8);
             let kept: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-            let values = bytes(row.values, kept as usize * 2);
-            match dtype {
-                DType::Bf16 => expand_packed(bits, values, out, bf16_to_f32),
-                _ => expand_packed(bits, values, out, f16_to_f32),
+            let values = bytes(row.values, kept as usize * types.bytes());
+            let halves = values.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+            match types {
+                ValueType::F16 => expand_packed(bits, halves.map(f16_to_f32), out),
+                ValueType::Bf16 => expand_packed(bits, halves.map(bf16_to_f32), out),
+                ValueType::E4m3 => {
+                    expand_packed(bits, values.iter().map(|&x| f16_to_f32(e4m3_to_f16_over_256(x))), out);
+                }
+                ValueType::Int8 => expand_packed(bits, values.iter().map(|&x| f32::from(x as i8)), out),
             }
         }
         Encoding::Dense(dtype) => {
@@ -124,15 +131,13 @@ fn expand_row(block: &Block<'_>, row: &Row, out: &mut [f32]) {
     }
 }
 
-fn expand_packed(bits: &[u8], values: &[u8], out: &mut [f32], convert: impl Fn(u16) -> f32) {
+fn expand_packed(bits: &[u8], values: impl Iterator<Item = f32>, out: &mut [f32]) {
     out.fill(0.0);
-    let mut next = 0;
+    let mut values = values;
     for (&byte, out) in bits.iter().zip(out.chunks_exact_mut(8)) {
         let mut left = byte;
         while left != 0 {
-            let value = u16::from_le_bytes([values[next], values[next + 1]]);
-            out[left.trailing_zeros() as usize] = convert(value);
-            next += 2;
+            out[left.trailing_zeros() as usize] = values.next().unwrap_or_default();
             left &= left - 1;
         }
     }

@@ -1,8 +1,8 @@
 //! The row primitives with AVX2, F16C and POPCNT. Semantics and preconditions: the functions of the parent module.
 
-use super::tables::{EXPAND, PACK};
+use super::tables::{EXPAND, EXPAND_CODES, PACK};
 use super::{Border, GROUP, Group, MAGNITUDE, MAX_DIM, Mask, canonical_nan, portable, search};
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,popcnt")]
@@ -129,6 +129,53 @@ pub(super) fn expand(bitmap: &[u8], values: &[u8], out: &mut [u16]) {
         }
         at += 2 * bits.count_ones() as usize;
     }
+}
+
+/// 8 channels from the codes at `codes`: those with a bit take the next code each, the others are 0. They are the low 8
+/// bytes of the result.
+///
+/// # Safety
+/// 8 bytes at `codes` must be readable, however few of them `bits` takes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn expand8_codes(bits: u8, codes: *const u8) -> __m128i {
+    // SAFETY: the caller vouches for `codes`; a table entry is 8 bytes.
+    unsafe {
+        let control = _mm_loadl_epi64(EXPAND_CODES[usize::from(bits)].as_ptr().cast());
+        _mm_shuffle_epi8(_mm_loadl_epi64(codes.cast()), control)
+    }
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn expand_codes(bitmap: &[u8], codes: &[u8], out: &mut [u8]) {
+    // As in `expand`.
+    let mut padded = [0u8; MAX_DIM + 8];
+    let needed = Mask::from_bytes(bitmap).count() as usize + 8;
+    let codes = if codes.len() >= needed {
+        codes
+    } else {
+        let there = codes.len().min(MAX_DIM);
+        padded[..there].copy_from_slice(&codes[..there]);
+        &padded
+    };
+    let mut at = 0;
+    for (bits, out) in bitmap.iter().zip(out.chunks_exact_mut(8)) {
+        // SAFETY: `at + 8` is at most `needed`, which `codes` has; `out` is 8 bytes.
+        unsafe {
+            _mm_storel_epi64(out.as_mut_ptr().cast(), expand8_codes(*bits, codes.as_ptr().add(at)));
+        }
+        at += bits.count_ones() as usize;
+    }
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn quantize(values: ValueType, from: &[f32], codes: &mut [u8]) -> u16 {
+    portable::quantize(values, from, codes)
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn dequantize(values: ValueType, scale: f32, codes: &[u8], to: &mut [f32]) {
+    portable::dequantize(values, scale, codes, to);
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,8 +1,9 @@
 //! The row primitives with AVX-512 F, BW, VL and VBMI2. Semantics and preconditions: the functions of the parent
 //! module.
 
-pub(super) use super::avx2::{narrow, widen};
+pub(super) use super::avx2::{expand_codes, narrow, widen};
 use super::{Border, GROUP, Group, MAGNITUDE, MAX_DIM, Mask, portable, search};
+use crate::dtype::ValueType;
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512f,avx512bw,popcnt")]
@@ -115,6 +116,16 @@ pub(super) fn expand(bitmap: &[u8], values: &[u8], out: &mut [u16]) {
         }
         at += 2 * word.count_ones() as usize;
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn quantize(values: ValueType, from: &[f32], codes: &mut [u8]) -> u16 {
+    portable::quantize(values, from, codes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn dequantize(values: ValueType, scale: f32, codes: &[u8], to: &mut [f32]) {
+    portable::dequantize(values, scale, codes, to);
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -1,4 +1,4 @@
-//! Row primitives at every instruction level: select, pack, expand, convert.
+//! Row primitives at every instruction level: select, pack, expand, convert, quantise.
 //!
 //! A row is `dim` 16-bit values (f16 or bf16 bits), dim a multiple of 32 up to 256. Every level gives the same
 //! bits. `unsafe` stays in this folder.
@@ -9,13 +9,14 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 mod portable;
+mod quantize;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 
 use super::Level;
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 
 /// Largest head_dim.
 pub(crate) const MAX_DIM: usize = 256;
@@ -234,4 +235,25 @@ pub(crate) fn narrow(level: Level, dtype: DType, from: &[f32], to: &mut [u16]) {
     check_dim(from.len());
     assert_eq!(from.len(), to.len(), "elements");
     dispatch!(level, narrow(dtype, from, to));
+}
+
+/// As [`expand`], of 8-bit codes; the others are 0.
+pub(crate) fn expand_codes(level: Level, bitmap: &[u8], codes: &[u8], out: &mut [u8]) {
+    check_dim(out.len());
+    assert_eq!(bitmap.len() * 8, out.len(), "bits of a bitmap row");
+    dispatch!(level, expand_codes(bitmap, codes, out));
+}
+
+/// The codes of a row's values in an 8-bit type, and the bfloat16 pattern of its scale, as `docs/format.md` says.
+pub(crate) fn quantize(level: Level, values: ValueType, from: &[f32], codes: &mut [u8]) -> u16 {
+    check_dim(from.len());
+    assert_eq!(from.len(), codes.len(), "elements");
+    dispatch!(level, quantize(values, from, codes))
+}
+
+/// `scale * code` for every code of an 8-bit type, exact.
+pub(crate) fn dequantize(level: Level, values: ValueType, scale: f32, codes: &[u8], to: &mut [f32]) {
+    check_dim(codes.len());
+    assert_eq!(codes.len(), to.len(), "elements");
+    dispatch!(level, dequantize(values, scale, codes, to));
 }

@@ -1,5 +1,6 @@
 //! The row primitives in plain Rust: the definition the SIMD versions are tested against.
 
+pub(super) use super::quantize::{dequantize, quantize};
 use super::{Border, GROUP, Group, MAGNITUDE, MAGNITUDE_BITS, MAX_DIM, Mask, search};
 use crate::dtype::DType;
 use half::{bf16, f16};
@@ -81,12 +82,19 @@ pub(super) fn pack(row: &[u16], mask: &Mask, out: &mut [u8]) {
 }
 
 pub(super) fn expand(bitmap: &[u8], values: &[u8], out: &mut [u16]) {
-    let mut values = values.chunks_exact(2);
+    expand_with(bitmap, values.chunks_exact(2).map(|v| u16::from_le_bytes([v[0], v[1]])), out);
+}
+
+pub(super) fn expand_codes(bitmap: &[u8], codes: &[u8], out: &mut [u8]) {
+    expand_with(bitmap, codes.iter().copied(), out);
+}
+
+fn expand_with<T: Default>(bitmap: &[u8], mut values: impl Iterator<Item = T>, out: &mut [T]) {
     for (bits, out) in bitmap.iter().zip(out.chunks_exact_mut(8)) {
         for (c, out) in out.iter_mut().enumerate() {
             *out = match bits >> c & 1 {
-                1 => values.next().map_or(0, |v| u16::from_le_bytes([v[0], v[1]])),
-                _ => 0,
+                1 => values.next().unwrap_or_default(),
+                _ => T::default(),
             };
         }
     }

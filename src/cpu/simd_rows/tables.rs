@@ -1,4 +1,4 @@
-//! Byte-shuffle controls for 8 values of 16 bits, indexed by 8 bits of a bitmap.
+//! Byte-shuffle controls for 8 values of 16 or 8 bits, indexed by 8 bits of a bitmap.
 
 /// 256 controls of 16 bytes for `pshufb`: bytes `2i` and `2i + 1` of an entry say where value i comes from; 0x80
 /// writes zero.
@@ -12,6 +12,21 @@ pub(crate) static EXPAND: Shuffles = shuffles(true);
 
 /// Channels to packed values: the inverse of [`EXPAND`].
 pub(crate) static PACK: Shuffles = shuffles(false);
+
+/// As [`EXPAND`], for bytes.
+pub(crate) static EXPAND_CODES: [[u8; 8]; 256] = {
+    let (mut table, mut bits) = ([[ZERO; 8]; 256], 0);
+    while bits < 256 {
+        let mut channel = 0;
+        while channel < 8 {
+            let control = EXPAND.0[bits][2 * channel];
+            table[bits][channel] = if control == ZERO { ZERO } else { control / 2 };
+            channel += 1;
+        }
+        bits += 1;
+    }
+    table
+};
 
 /// For each byte of a bitmap, where each 16-bit element comes from.
 const fn shuffles(to_channels: bool) -> Shuffles {
