@@ -69,12 +69,14 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
     }
 #pragma unroll
     for (int j = 0; j < kUnroll; ++j) {
-      // Where nothing was written the log-sum-exp is -inf and the values may be anything.
-      const float weight = exp2_approx(item_lse[j] - top);
+      // Where nothing was written the log-sum-exp is -inf and the values may be anything. One that underflows
+      // is multiplied all the same, and so is one of kLowest, which stands for 0: values may be infinite or
+      // NaN.
+      const float weight = item_lse[j] <= kLowest ? 0.0f : exp2_approx(item_lse[j] - top);
       weight_sum += weight;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        if (weight != 0.0f) {
+        if (item_lse[j] != -INFINITY) {
           sum[c].x += weight * values[j][c].x;
           sum[c].y += weight * values[j][c].y;
           sum[c].z += weight * values[j][c].z;
@@ -104,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
     weight_sum += scale[i] * weights[i];
   }
   const bool empty = weight_sum == 0.0f;
-  const float normalise = empty ? 0.0f : 1.0f / weight_sum;
+  const float normalise = 1.0f / weight_sum;
   const int64_t at = token * p.out_token_stride + head * p.out_head_stride;
   for (int c = threadIdx.x; c < p.dim; c += 32 * kCombineWarps) {
     float value = 0.0f;
@@ -112,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(32 * mustafar::kCombineWarps)
     for (int i = 0; i < kCombineWarps; ++i) {
       value += scale[i] * reinterpret_cast<const float*>(sums[i])[c];
     }
-    store_from_float(p.out, at + c, p.out_dtype, value * normalise);
+    store_from_float(p.out, at + c, p.out_dtype, empty ? 0.0f : value * normalise);
   }
   if (p.lse != nullptr && threadIdx.x == 0) {
     p.lse[token * p.lse_token_stride + head * p.lse_head_stride] =
@@ -134,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(128) mst_merge(const __grid_constan
   const float a_lse = operand_lse(p.a, token, head);
   const float b_lse = operand_lse(p.b, token, head);
   const float top = fmaxf(a_lse, b_lse);
-  // An operand without tokens is not read: its values may be anything.
+  // An operand without tokens is not read: its values may be anything. One whose weight underflows is: they
+  // may be infinite or NaN.
   const float a_weight = a_lse == -INFINITY ? 0.0f : expf(a_lse - top);
   const float b_weight = b_lse == -INFINITY ? 0.0f : expf(b_lse - top);
   const float sum = a_weight + b_weight;
@@ -142,8 +145,8 @@ extern "C" __global__ void __launch_bounds__(128) mst_merge(const __grid_constan
   const int64_t b_at = token * p.b.token_stride + head * p.b.head_stride;
   const int64_t at = token * p.out_token_stride + head * p.out_head_stride;
   for (int c = threadIdx.x; c < p.dim; c += blockDim.x) {
-    const float a = a_weight == 0.0f ? 0.0f : a_weight * load_as_float(p.a.values, a_at + c, p.a.dtype);
-    const float b = b_weight == 0.0f ? 0.0f : b_weight * load_as_float(p.b.values, b_at + c, p.b.dtype);
+    const float a = a_lse == -INFINITY ? 0.0f : a_weight * load_as_float(p.a.values, a_at + c, p.a.dtype);
+    const float b = b_lse == -INFINITY ? 0.0f : b_weight * load_as_float(p.b.values, b_at + c, p.b.dtype);
     store_from_float(p.out, at + c, p.out_dtype, sum == 0.0f ? 0.0f : (a + b) / sum);
   }
   if (p.lse != nullptr && threadIdx.x == 0) {

@@ -5,9 +5,7 @@
 // merge once, at the end.
 #pragma once
 
-#include "mustafar/dense.cuh"
-#include "mustafar/softmax.cuh"
-#include "mustafar/view.cuh"
+#include "mustafar/exact.cuh"
 
 namespace mustafar {
 
@@ -24,7 +22,10 @@ constexpr int kBaseRegisters = 52;
 template <int D, int kRows>
 constexpr int resident_ctas(int extra = 0) {
   constexpr int kTiles = Rows<kRows>::kTiles;
-  constexpr int kRegisters = D / 8 * (Rows<kRows>::kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters;
+  // Rows of an odd number of bitmap words take more instructions, and registers, to address.
+  constexpr int kOdd = D % 64 == 0 ? 0 : 5;
+  constexpr int kRegisters =
+      D / 8 * (Rows<kRows>::kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters + kOdd;
   const int ctas = 65536 / (32 * kWarps * (kRegisters + extra));
   return ctas < 4 ? ctas : 4;
 }
@@ -234,9 +235,9 @@ struct Warp {
 };
 
 // Merges what the warps stored and writes the CTA's partial results.
-template <int D, int kRows>
-__device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const float* shared,
-                                               int warp, int lane, int head, int q_begin) {
+template <typename T, int D, int kRows>
+__device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const Item& item,
+                                               const float* shared, int warp, int lane, int q_begin) {
   constexpr int kWarpFloats = kRows * (D + 2);
   const int q_heads = p.kv_heads * view.group;
   for (int row = warp; row < kRows && view.row0 + row < view.rows; row += kWarps) {
@@ -253,13 +254,12 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
       sum += weight[i] * shared[i * kWarpFloats + kRows + row];
     }
     const int64_t token = q_begin + (view.row0 + row) / view.group;
-    const int64_t q_head = head * view.group + (view.row0 + row) % view.group;
+    const int64_t q_head = item.head * view.group + (view.row0 + row) % view.group;
     const int64_t result = (token * q_heads + q_head) * gridDim.x + blockIdx.x;
     const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
-    if (lane == 0) {
-      p.partial_lse[result] = empty ? -INFINITY : reference + log2f(sum);
-    }
+    float lse = empty ? -INFINITY : reference + log2f(sum);
     const float normalise = 1.0f / sum;
+    bool finite = true;
     for (int channel = lane; channel < D && !empty; channel += 32) {
       float value = 0.0f;
 #pragma unroll
@@ -267,6 +267,18 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
         value += weight[i] * shared[i * kWarpFloats + 2 * kRows + row * D + channel];
       }
       p.partial_out[result * D + channel] = value * normalise;
+      finite &= isfinite(value * normalise);
+    }
+    const int end = view.end(view.row0 + row);
+    const Range seen = {view.begin(end), end};
+    if (empty ? item.any(seen) : __any_sync(0xffffffffu, !finite)) {
+      const int64_t query = token * p.q_token_stride + q_head * p.q_head_stride;
+      const bool hidden = write_exact<T, D>(p, item, seen, query, result, lse);
+      // Tokens of weight 0 whose values are infinite or NaN.
+      lse = empty && hidden ? kLowest : lse;
+    }
+    if (lane == 0) {
+      p.partial_lse[result] = lse;
     }
   }
 }
@@ -275,6 +287,7 @@ template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
 __device__ __forceinline__ void attend(const AttendParams& p) {
   MST_DYNAMIC_SHARED(shared);
   __shared__ View view;
+  __shared__ Item shared_item;
   const int item = blockIdx.x;
   const int head = blockIdx.y % p.kv_heads;
   const int batch = blockIdx.z;
@@ -315,6 +328,16 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
     view.end0 = sinks + compressed + window - q_len + 1;
     view.first = p.first == nullptr ? 0 : p.first[batch];
     view.sliding_window = p.sliding_window;
+    const bool dense = item < p.dense_items;
+    const int split = dense ? p.dense_split : p.split;
+    const int begin = (dense ? item : item - p.dense_items) * split;
+    shared_item.batch = batch;
+    shared_item.head = head;
+    shared_item.dense = dense;
+    shared_item.part[0] = {begin, min(begin + split, dense ? sinks : compressed)};
+    shared_item.part[1] = {begin, dense ? min(begin + split, window) : begin};
+    shared_item.position[0] = dense ? 0 : sinks;
+    shared_item.position[1] = sinks + compressed;
   }
   __syncthreads();
 
@@ -342,7 +365,7 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
   float* merged = reinterpret_cast<float*>(shared);
   w.store(merged + warp * kRows * (D + 2));
   __syncthreads();
-  write_partials<D, kRows>(p, view, merged, warp, w.lane, head, q_begin);
+  write_partials<T, D, kRows>(p, view, shared_item, merged, warp, w.lane, q_begin);
 }
 
 }  // namespace mustafar

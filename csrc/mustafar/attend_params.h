@@ -68,7 +68,8 @@ struct AttendParams {
   const int32_t* first;     // [batch] first visible position; null: 0
   const float* center;      // [batch or 1, kv_heads, dim]; null: none
   float* partial_out;       // [total_q, q_heads, items, dim], normalised
-  float* partial_lse;       // [total_q, q_heads, items], log2 of the sum of exp2(score * log2(e))
+  float* partial_lse;  // [total_q, q_heads, items], log2 of the sum of exp2(score * log2(e)); kLowest where
+                       // that is -inf and an infinite or NaN value gets weight 0
   int64_t q_token_stride;
   int64_t q_head_stride;
   int64_t center_batch_stride;  // 0: one centre for all sequences

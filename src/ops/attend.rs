@@ -112,9 +112,9 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 
 /// Attention with float32 accumulation: `softmax(scores) . v` over all tokens a query sees.
 ///
-/// A value that is not finite makes its channel of the output so, for every query that sees it. On CUDA it may also do
-/// so to the other channel of its pair (2i, 2i + 1) and to the other queries of the sequence in the call, since tensor
-/// cores multiply it by their zeros. In pages of 8-bit values it makes its whole row NaN.
+/// A value that is not finite makes its channel of the output so, for every query that sees it, and nothing else. On
+/// CUDA such values cost time: what the tensor cores make of them is computed again without. In pages of 8-bit values a
+/// value that is not finite makes its whole row NaN.
 ///
 /// `workspace` is scratch of at least [`attend_workspace`] bytes, 16-byte aligned; its contents do not matter.
 ///

@@ -13,6 +13,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
@@ -45,6 +46,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 // ---- Arithmetic ----
 
+using std::isfinite;
 using std::isinf;
 using std::isnan;
 
