@@ -206,9 +206,8 @@ fn check(setups: &[Setup]) {
             Tolerance { abs: 4.0 * unit, rel: 4.0 * unit, smallest: 0.0, cosine: 4.0 * unit * unit };
         // Infinity times a weight that float32 rounds to 0 is NaN, where float64 still has a weight.
         let same = |x: f64| if x.is_finite() || s.dist == Dist::Normal { x } else { f64::NAN };
-        let found = |buffer: Buffer| -> Vec<f64> {
-            floats(results.get(i, buffer)).into_iter().map(same).collect()
-        };
+        let found =
+            |buffer: Buffer| -> Vec<f64> { floats(results.get(i, buffer)).into_iter().map(same).collect() };
         let expected: Vec<f64> = case.expected.iter().flat_map(|(out, _)| out.clone()).map(same).collect();
         assert_close(&format!("case {i}, {s:?}: out"), &found(*out), &expected, tolerance);
         let expected: Vec<f64> = case.expected.iter().map(|(_, lse)| same(*lse)).collect();
@@ -295,7 +294,8 @@ fn non_finite_values_stay_in_their_channel() {
     let mut setups = Vec::new();
     for (n, dim) in [64, 96, 128, 256].into_iter().enumerate() {
         let dtype = DTYPES[n % 2];
-        let few = Setup { lens: [1, 21, 9], split: 32, dist: Dist::NonFinite, ..ragged_setup(n, dtype, dim, 8) };
+        let few =
+            Setup { lens: [1, 21, 9], split: 32, dist: Dist::NonFinite, ..ragged_setup(n, dtype, dim, 8) };
         setups.push(few);
         let uniform = (Keep::Uniform(dim / 2), Keep::Uniform(dim - 1));
         let rows = [4, 8, 16, 8][n];
