@@ -753,6 +753,13 @@ typedef struct mustafar_cache_config {
     uint32_t sinks;
     /** A mustafar_center_mode. */
     uint32_t center;
+    /**
+     * Type of the tokens that pages of 8-bit values are made from: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16; 0 is f16.
+     * For pages of 16-bit values tokens have the type of these.
+     */
+    uint32_t scaled_from;
+    /** Must be 0. */
+    uint32_t reserved;
 } mustafar_cache_config;
 
 /** What a cache or a sequence holds, in bytes. */
@@ -1452,7 +1459,7 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_SPMV_KEY_ARGS_INIT {sizeof(mustafar_spmv_key_args), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_SPMV_VALUE_ARGS_INIT {sizeof(mustafar_spmv_value_args), 0, 0, 0, 0}
 #define MUSTAFAR_MERGE_ARGS_INIT {sizeof(mustafar_merge_args), 0, 0, 0, 0, 0, 0}
-#define MUSTAFAR_CACHE_CONFIG_INIT {sizeof(mustafar_cache_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_CONFIG_INIT {sizeof(mustafar_cache_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_CACHE_BYTES_INFO_INIT {sizeof(mustafar_cache_bytes_info), 0, 0, 0, 0}
 #define MUSTAFAR_CACHE_ATTEND_ARGS_INIT {sizeof(mustafar_cache_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 

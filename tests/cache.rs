@@ -5,7 +5,7 @@ mod cache_model;
 mod common;
 
 use cache_model::{Pair, new_cache, pairs, part, random_tokens, small_config};
-use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, foreign_stream, values_of};
+use common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Rng, VALUE_TYPES, foreign_stream};
 use mustafar::{
     Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId, Stream,
     ValueType,
@@ -146,11 +146,11 @@ fn every_format_compresses_and_attends() {
     let mut rng = Rng::new(4);
     for (i, head_dim) in DIMS.into_iter().enumerate() {
         for (j, page_tokens) in PAGE_SIZES.into_iter().enumerate() {
-            let values = values_of(DTYPES[(i + j) % 2]);
             let config = CacheConfig {
-                k: PageFormat::uniform(values, head_dim, page_tokens, head_dim / 2).unwrap(),
-                v: PageFormat::uniform(values_of(DTYPES[j % 2]), head_dim, page_tokens, head_dim * 3 / 10)
+                k: PageFormat::uniform(VALUE_TYPES[(i + j) % 4], head_dim, page_tokens, head_dim / 2)
                     .unwrap(),
+                v: PageFormat::uniform(VALUE_TYPES[j], head_dim, page_tokens, head_dim * 3 / 10).unwrap(),
+                scaled_from: DTYPES[i % 2],
                 group: page_tokens * (1 + i % 2),
                 sinks: j,
                 center: if i % 2 == 0 { CenterMode::None } else { CenterMode::Median },
@@ -295,9 +295,17 @@ fn a_full_cache_refuses_and_stays_as_it_was() {
 
 #[test]
 fn bytes_are_those_of_the_format() {
-    // Figures of docs/format.md at D = 128 in f16: (keep, share of dense).
-    for (keep, share) in [(39, 0.367), (64, 0.563)] {
+    // Figures of docs/format.md at D = 128: (values, bytes of a row without its bitmap, share of dense).
+    for (values, keep, row, share) in [
+        (ValueType::F16, 39, 78, 0.367),
+        (ValueType::F16, 64, 128, 0.563),
+        (ValueType::E4m3, 39, 41, 0.223),
+        (ValueType::Int8, 64, 66, 0.320),
+    ] {
+        let page = PageFormat::uniform(values, 128, 64, keep).unwrap();
         let config = CacheConfig {
+            k: page,
+            v: page,
             max_tokens: 4096,
             group: 256,
             window: 32,
@@ -312,15 +320,15 @@ fn bytes_are_those_of_the_format() {
             cache.append(Stream::NONE, layer, id, x.view(), x.view()).unwrap();
         }
         let bytes = cache.bytes();
-        // 1024 tokens are compressed; a row is 16 bytes of bitmap and the values.
-        assert_eq!(bytes.pages, 3 * 2 * 8 * 1024 * (16 + 2 * keep));
+        // 1024 tokens are compressed; a row is 16 bytes of bitmap, the scale and the values.
+        assert_eq!(bytes.pages, 3 * 2 * 8 * 1024 * (16 + row));
         assert_eq!(bytes.window, 3 * 2 * 8 * 36 * 256);
         assert_eq!(bytes.dense_equivalent, 3 * 2 * 8 * 1060 * 256);
         let compressed_dense = bytes.dense_equivalent - bytes.window;
         let found = bytes.pages as f64 / compressed_dense as f64;
         assert!((found - share).abs() < 0.0005, "keep {keep}: {found}");
         // The workspace, which all layers share, is what a layer more does not add.
-        let layer = 2 * 8 * (4096 * (16 + 2 * keep) + (4 + 32 + 256) * 256);
+        let layer = 2 * 8 * (4096 * (16 + row) + (4 + 32 + 256) * 256);
         let another = new_cache(&CacheConfig { layers: 4, ..config.clone() });
         assert_eq!(another.bytes().allocated, bytes.allocated + layer);
         assert!(bytes.allocated > 3 * layer);
@@ -389,6 +397,7 @@ fn configurations_are_checked_field_by_field() {
         (CacheConfig { v: ragged, ..ok.clone() }, "v is a ragged page format; allowed: uniform page formats"),
         (CacheConfig { v: page(32), ..ok.clone() }, "v.page_tokens is 32; allowed: that of k (16)"),
         (CacheConfig { window: 0, ..ok.clone() }, "window is 0; allowed: at least 1"),
+        (CacheConfig { scaled_from: DType::F32, ..ok.clone() }, "scaled_from is f32; allowed: f16, bf16"),
         (
             CacheConfig { group: 0, ..ok.clone() },
             "group is 0; allowed: a positive multiple of page_tokens (16)",

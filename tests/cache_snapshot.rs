@@ -6,10 +6,10 @@ mod common;
 
 use cache_model::{Pair, new_cache, seal, small_config};
 use common::{Bytes, Rng};
-use mustafar::{Cache, CacheConfig, CenterMode, Error, PageFormat, ValueType};
+use mustafar::{Cache, CacheConfig, CenterMode, DType, Error, PageFormat, ValueType};
 
 /// Where the numbers of a snapshot of `small_config` start.
-const TOKENS: usize = 24 + 14 * 8;
+const TOKENS: usize = 24 + 15 * 8;
 const COMPRESSED: usize = TOKENS + 8;
 /// Layer 0: its sinks (3 tokens of 2 heads, 64 + 96 channels), then its first K page.
 const PAGES: usize = COMPRESSED + 2 * 8 + 3 * 2 * (64 + 96) * 2;
@@ -148,7 +148,7 @@ fn other_formats_and_versions_are_refused_by_name() {
     let error =
         |cache: &mut Cache, at, bytes: &[u8]| refused(cache, &forged(&snapshot, at, bytes)).to_string();
     assert_eq!(error(&mut cache, 3, b"X"), "snapshot is damaged: it does not start with \"MSTFSNAP\"");
-    assert_eq!(error(&mut cache, 8, &[2]), "snapshot is of version 2; supported: version 1");
+    assert_eq!(error(&mut cache, 8, &[3]), "snapshot is of version 3; supported: version 2");
     assert_eq!(
         error(&mut cache, 12, &[0, 1]),
         "snapshot is of page format version 256; supported: page format version 2"
@@ -163,7 +163,7 @@ fn other_configurations_are_refused_by_field() {
     let v = |values, dim, keep| PageFormat::uniform(values, dim, 16, keep).unwrap();
     let larger_pages = CacheConfig {
         k: PageFormat::uniform(ValueType::F16, 64, 32, 19).unwrap(),
-        v: PageFormat::uniform(ValueType::Bf16, 96, 32, 33).unwrap(),
+        v: PageFormat::uniform(ValueType::Int8, 96, 32, 33).unwrap(),
         ..config.clone()
     };
     let cases = [
@@ -173,9 +173,14 @@ fn other_configurations_are_refused_by_field() {
         (CacheConfig { k: k(ValueType::Bf16, 19), ..config.clone() }, "k.value_type 1", "k.value_type 2"),
         (CacheConfig { k: k(ValueType::F16, 20), ..config.clone() }, "k.keep 19", "k.keep 20"),
         (CacheConfig { k: v(ValueType::F16, 128, 19), ..config.clone() }, "k.head_dim 64", "k.head_dim 128"),
-        (CacheConfig { v: v(ValueType::F16, 96, 33), ..config.clone() }, "v.value_type 2", "v.value_type 1"),
-        (CacheConfig { v: v(ValueType::Bf16, 64, 33), ..config.clone() }, "v.head_dim 96", "v.head_dim 64"),
-        (CacheConfig { v: v(ValueType::Bf16, 96, 34), ..config.clone() }, "v.keep 33", "v.keep 34"),
+        (
+            CacheConfig { v: v(ValueType::E4m3, 96, 33), ..config.clone() },
+            "v.value_type 17",
+            "v.value_type 16",
+        ),
+        (CacheConfig { v: v(ValueType::Int8, 64, 33), ..config.clone() }, "v.head_dim 96", "v.head_dim 64"),
+        (CacheConfig { v: v(ValueType::Int8, 96, 34), ..config.clone() }, "v.keep 33", "v.keep 34"),
+        (CacheConfig { scaled_from: DType::F16, ..config.clone() }, "scaled_from 2", "scaled_from 1"),
         (larger_pages, "page_tokens 16", "page_tokens 32"),
         (CacheConfig { window: 6, ..config.clone() }, "window 5", "window 6"),
         (CacheConfig { group: 64, ..config.clone() }, "group 32", "group 64"),

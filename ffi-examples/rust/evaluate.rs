@@ -79,8 +79,8 @@ fn run(args: &Perplexity) -> Result<()> {
     let pruned = pruned[0];
 
     println!(
-        "{} tokens after a prompt of {}, K sparsity {}, V sparsity {}",
-        args.score, args.prefill, args.k_sparsity, args.v_sparsity
+        "{} tokens after a prompt of {}, K sparsity {}, V sparsity {}, {} values",
+        args.score, args.prefill, args.k_sparsity, args.v_sparsity, policy.values
     );
     println!(
         "perplexity       {:.3}, dense {:.3} ({:+.2} %)",
@@ -100,6 +100,7 @@ fn run(args: &Perplexity) -> Result<()> {
         println!(
             "{}",
             serde_json::json!({
+                "values": policy.values.to_string(),
                 "ppl": pruned.perplexity,
                 "ppl_dense": dense.perplexity,
                 "top1_agreement": pruned.top1_agreement,

@@ -129,6 +129,7 @@ fn run(args: &Cli) -> Result<()> {
         );
         entry["k_sparsity"] = policy.k_sparsity.into();
         entry["v_sparsity"] = policy.v_sparsity.into();
+        entry["values"] = policy.values.to_string().into();
         entry["compress_ms"] = compress_ms[i].into();
         reports.push(entry);
     }
@@ -244,6 +245,7 @@ fn report(
         "name": name,
         "k_sparsity": 0.0,
         "v_sparsity": 0.0,
+        "values": "f16",
         "text": text,
         "tokens": run.tokens.len(),
         "decode_tokens_per_s": rate,

@@ -124,6 +124,7 @@ fn main() -> ExitCode {
 struct Results {
     /// What the times were taken on.
     backend: String,
+    values: ValueType,
     attend_us: f64,
     dense_us: f64,
     append_us: f64,
@@ -144,6 +145,7 @@ impl Results {
 
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
+            "values": self.values.to_string(),
             "attend_us": self.attend_us,
             "dense_us": self.dense_us,
             "speedup": self.speedup(),
@@ -156,11 +158,10 @@ impl Results {
 
     fn print(&self, options: &Options) {
         let Options { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, .. } = options;
-        let values = options.value_type();
         println!(
             "batch {batch}, {q_heads} query / {kv_heads} KV heads of {head_dim}, {tokens} tokens, keep {keep_k} / {keep_v}, \
-             {values} of {dtype}, {}",
-            self.backend
+             {} of {dtype}, {}",
+            self.values, self.backend
         );
         let dense_gbps = self.dense_bytes as f64 / self.dense_us / 1e3;
         println!("{:<12}{:>12}{:>12}{:>10}{:>10}", "", "us", "MB", "GB/s", "of copy");
@@ -206,6 +207,7 @@ fn measure(options: &Options) -> Result<Results, Error> {
     bar.finish_and_clear();
     Ok(Results {
         backend: context.to_string(),
+        values: options.value_type(),
         attend_us: median(compressed),
         dense_us: median(dense),
         append_us: median(append),

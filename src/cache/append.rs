@@ -1,6 +1,5 @@
 //! Appending: new tokens to sinks and window, and whole groups to pages once the window is full.
 
-use super::config::dtype;
 use super::copy::Place;
 use super::sequences::{Progress, Sequence};
 use super::{Cache, CenterMode, SequenceId};
@@ -120,11 +119,12 @@ impl Cache {
         format: PageFormat,
     ) -> Result<()> {
         let (s, heads, dim) = (x.shape, self.config.kv_heads, format.head_dim());
+        let dtype = self.config.dtype(format);
         // Positions are i32 in the ops.
         let fits = s.batch == sequences && s.tokens <= i32::MAX as usize && s.heads == heads && s.dim == dim;
-        if !fits || x.dtype != dtype(format) {
+        if !fits || x.dtype != dtype {
             let found = format!("[{}, {}, {}, {}] {}", s.batch, s.tokens, s.heads, s.dim, x.dtype);
-            let allowed = format!("[{sequences}, 0 to {}, {heads}, {dim}] {}", i32::MAX, dtype(format));
+            let allowed = format!("[{sequences}, 0 to {}, {heads}, {dim}] {}", i32::MAX, dtype);
             return Err(Error::invalid(argument, found, allowed));
         }
         match self.context.run() {

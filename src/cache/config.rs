@@ -41,6 +41,9 @@ pub struct CacheConfig {
     pub k: PageFormat,
     /// Format of value pages; uniform, same page_tokens as `k`.
     pub v: PageFormat,
+    /// Type of the tokens that pages of 8-bit values are made from, f16 or bf16. For pages of 16-bit values tokens have
+    /// the type of these.
+    pub scaled_from: DType,
     /// R: the newest tokens that are never compressed, at least 1.
     pub window: usize,
     /// Tokens compressed together once the window holds `window + group`; a multiple of page_tokens.
@@ -76,6 +79,7 @@ impl CacheConfig {
             kv_heads,
             k: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_k)?,
             v: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_v)?,
+            scaled_from: DType::F16,
             window: 32,
             group: 256,
             sinks: 4,
@@ -112,9 +116,9 @@ impl CacheConfig {
             if format.keep().is_none() {
                 return Err(Error::invalid(argument, "a ragged page format", "uniform page formats"));
             }
-            if format.value_type().is_scaled() {
-                return Err(Error::unsupported(argument, format.value_type(), "pages of f16 or bf16"));
-            }
+        }
+        if self.scaled_from == DType::F32 {
+            return Err(Error::invalid("scaled_from", self.scaled_from, "f16, bf16"));
         }
         let page_tokens = self.k.page_tokens();
         if self.v.page_tokens() != page_tokens {
@@ -141,11 +145,12 @@ impl CacheConfig {
         }
         Geometry::new(self).map(|_| ())
     }
-}
 
-/// Type of the tokens that pages of this format are made from.
-pub(super) fn dtype(format: PageFormat) -> DType {
-    format.value_type().dtype().unwrap_or(DType::F16)
+    /// Type of the tokens that pages of this format, `k` or `v`, are made from; also that of window and sinks.
+    #[must_use]
+    pub fn dtype(&self, format: PageFormat) -> DType {
+        format.value_type().dtype().unwrap_or(self.scaled_from)
+    }
 }
 
 /// Sizes that follow from a configuration, in bytes unless said otherwise.
@@ -180,9 +185,8 @@ impl Geometry {
         let layouts = PoolLayout::pair(config.k, config.v, num_pages, config.kv_heads)?;
         let page = layouts.0.page_stride;
         let layer_pages = product("max_tokens", &[num_pages, page])?;
-        let row =
-            config.k.head_dim() * dtype(config.k).bytes() + config.v.head_dim() * dtype(config.v).bytes();
-        let token = product("kv_heads", &[config.kv_heads, row])?;
+        let row = |format: PageFormat| format.head_dim() * config.dtype(format).bytes();
+        let token = product("kv_heads", &[config.kv_heads, row(config.k) + row(config.v)])?;
         let center = match config.center {
             CenterMode::None => 0,
             CenterMode::Median => {

@@ -1,9 +1,10 @@
 //! Dense tokens of all layers and sequences: the windows, and the sinks.
 
 use super::buffer::{Buffer, Staging};
-use super::config::{CacheConfig, dtype};
+use super::config::CacheConfig;
 use super::copy::{Place, copy_tokens};
 use crate::backend::{Context, Stream};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::PageFormat;
 use crate::tensor::{Shape, Tensor, TensorMut};
@@ -15,12 +16,12 @@ pub(super) struct DenseTokens {
     pub(super) v: Side,
 }
 
-/// One side: `[layers][rows][capacity][kv_heads][head_dim]` in the value type.
+/// One side: `[layers][rows][capacity][kv_heads][head_dim]`.
 #[derive(Debug)]
 pub(super) struct Side {
     argument: &'static str,
     buffer: Buffer,
-    format: PageFormat,
+    dtype: DType,
     /// One layer.
     shape: Shape,
 }
@@ -113,12 +114,13 @@ impl Side {
     ) -> Result<Self> {
         let shape = Shape::contiguous(config.max_sequences, capacity, config.kv_heads, format.head_dim())?;
         // `CacheConfig::check` has shown that all sizes together fit.
-        let bytes = config.layers * shape.batch * shape.batch_stride * dtype(format).bytes();
-        Ok(Self { argument, buffer: Buffer::zeroed(context, bytes)?, format, shape })
+        let dtype = config.dtype(format);
+        let bytes = config.layers * shape.batch * shape.batch_stride * dtype.bytes();
+        Ok(Self { argument, buffer: Buffer::zeroed(context, bytes)?, dtype, shape })
     }
 
     fn token_bytes(&self) -> usize {
-        self.shape.token_stride * dtype(self.format).bytes()
+        self.shape.token_stride * self.dtype.bytes()
     }
 
     /// Byte offset of token 0 of a row.
@@ -129,12 +131,12 @@ impl Side {
     /// One layer, `[rows, capacity, kv_heads, head_dim]`.
     pub(super) fn tensor(&self, layer: usize) -> Result<Tensor<'_>> {
         let mem = self.buffer.mem().skip(self.argument, self.at(layer, 0))?;
-        Tensor::new(self.argument, mem, dtype(self.format), self.shape)
+        Tensor::new(self.argument, mem, self.dtype, self.shape)
     }
 
     fn tensor_mut(&mut self, layer: usize) -> Result<TensorMut<'_>> {
         let first = self.at(layer, 0);
         let mem = self.buffer.mem_mut().skip(self.argument, first)?;
-        TensorMut::new(self.argument, mem, dtype(self.format), self.shape)
+        TensorMut::new(self.argument, mem, self.dtype, self.shape)
     }
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::FORMAT_VERSION;
 
 const MAGIC: [u8; 8] = *b"MSTFSNAP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, two versions and the length, which every version has.
 const PREFIX_BYTES: usize = 24;
 const CRC_BYTES: usize = 4;
@@ -22,7 +22,7 @@ struct LayerBytes<'a> {
 }
 
 /// The configuration that must agree, by name. `max_tokens` and `max_sequences` may differ.
-fn fields(config: &CacheConfig) -> [(&'static str, u64); 14] {
+fn fields(config: &CacheConfig) -> [(&'static str, u64); 15] {
     let keep = |format: crate::PageFormat| format.keep().unwrap_or(0);
     [
         ("layers", config.layers as u64),
@@ -34,6 +34,7 @@ fn fields(config: &CacheConfig) -> [(&'static str, u64); 14] {
         ("v.value_type", config.v.value_type() as u64),
         ("v.head_dim", config.v.head_dim() as u64),
         ("v.keep", keep(config.v) as u64),
+        ("scaled_from", config.scaled_from as u64),
         ("page_tokens", config.k.page_tokens() as u64),
         ("window", config.window as u64),
         ("group", config.group as u64),

@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::panic, clippy::unwrap_used)]
 
 use crate::common::device;
-use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention, is_cuda, run};
+use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention, is_cuda, run, values_of};
 use mustafar::reference::{self, Row, Scoring, Token};
 use mustafar::{
     Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId,
@@ -40,34 +40,33 @@ pub struct Model {
     next_page: u64,
 }
 
-/// A small cache with all the corners: K and V differ, two layers, a group of two pages.
+/// A small cache with all the corners: K and V differ, V in 8 bits, two layers, a group of two pages.
 pub fn small_config() -> CacheConfig {
     CacheConfig {
         layers: 2,
         q_heads: 4,
         kv_heads: 2,
         k: PageFormat::uniform(ValueType::F16, 64, 16, 19).unwrap(),
-        v: PageFormat::uniform(ValueType::Bf16, 96, 16, 33).unwrap(),
+        v: PageFormat::uniform(ValueType::Int8, 96, 16, 33).unwrap(),
         window: 5,
         group: 32,
         sinks: 3,
+        scaled_from: DType::Bf16,
         center: CenterMode::None,
         max_tokens: 32 * 8,
         max_sequences: 4,
     }
 }
 
-/// Type of the tokens that pages of this format are made from.
-fn dtype_of(format: PageFormat) -> DType {
-    format.value_type().dtype().unwrap()
-}
-
 /// The nearest configuration that CUDA kernels serve: K and V of one type and head_dim.
 pub fn for_cuda(config: &CacheConfig) -> CacheConfig {
-    let (k, v) = (config.k, config.v);
-    let keep = v.keep().unwrap().min(k.head_dim());
-    let v = PageFormat::uniform(k.value_type(), k.head_dim(), k.page_tokens(), keep).unwrap();
-    CacheConfig { v, ..config.clone() }
+    // 8-bit values have no kernels yet.
+    let values = values_of(config.dtype(config.k));
+    let like_k = |format: PageFormat| {
+        let keep = format.keep().unwrap().min(config.k.head_dim());
+        PageFormat::uniform(values, config.k.head_dim(), config.k.page_tokens(), keep).unwrap()
+    };
+    CacheConfig { k: like_k(config.k), v: like_k(config.v), ..config.clone() }
 }
 
 /// A cache of this configuration and its model on every backend, or of the nearest one that the backend serves.
@@ -85,7 +84,7 @@ pub fn random_tokens(rng: &mut Rng, config: &CacheConfig, batch: usize, tokens: 
     let layout = *rng.pick(&Layout::ALL);
     let mut side = |format: PageFormat, dist| {
         let shape = layout.shape(batch, tokens, config.kv_heads, format.head_dim());
-        Dense::random(rng, dist, dtype_of(format), shape)
+        Dense::random(rng, dist, config.dtype(format), shape)
     };
     (side(config.k, Dist::Outliers), side(config.v, Dist::Normal))
 }
@@ -115,12 +114,14 @@ impl Layer {
     fn rows(&self, config: &CacheConfig, head: usize) -> Vec<(Row, Row)> {
         let first = self.k.len().min(config.sinks);
         let prune = |format: PageFormat, bits: &[u16]| {
-            reference::prune_token(dtype_of(format), bits, format.keep().unwrap(), None)
+            let dtype = config.dtype(format);
+            reference::prune_token(dtype, bits, format.keep().unwrap(), None)
+                .stored(dtype, format.value_type())
         };
         (first..first + self.compressed)
             .map(|t| {
                 let k = match &self.center {
-                    Some(c) => reference::center(dtype_of(config.k), &self.k[t][head], &c[head]),
+                    Some(c) => reference::center(config.dtype(config.k), &self.k[t][head], &c[head]),
                     None => self.k[t][head].clone(),
                 };
                 (prune(config.k, &k), prune(config.v, &self.v[t][head]))
@@ -132,7 +133,7 @@ impl Layer {
     pub fn tokens(&self, config: &CacheConfig, head: usize) -> Vec<Token> {
         let first = self.k.len().min(config.sinks);
         let numbers = |format: PageFormat, bits: &[u16]| {
-            bits.iter().map(|&x| reference::value(dtype_of(format), x)).collect::<Vec<_>>()
+            bits.iter().map(|&x| reference::value(config.dtype(format), x)).collect::<Vec<_>>()
         };
         let mut tokens: Vec<Token> = (0..self.k.len())
             .map(|t| Token { k: numbers(config.k, &self.k[t][head]), v: numbers(config.v, &self.v[t][head]) })
@@ -192,7 +193,7 @@ impl Model {
             }
             let due = l.due(&config);
             if due > 0 && l.compressed == 0 && config.center == CenterMode::Median {
-                l.center = Some(median(dtype_of(config.k), &l.k[config.sinks..config.sinks + due]));
+                l.center = Some(median(config.dtype(config.k), &l.k[config.sinks..config.sinks + due]));
             }
             let written = if due == 0 {
                 0..0
@@ -254,7 +255,11 @@ impl Model {
     /// Bytes of one dense token of a layer, and of one page of all heads.
     fn sizes(&self) -> (usize, usize) {
         let (k, v) = (self.config.k, self.config.v);
-        let page = |f: PageFormat| f.page_tokens() * (f.head_dim() / 8 + f.keep().unwrap() * 2);
+        let row = |f: PageFormat| match f.value_type().bytes() {
+            1 => 2 + f.keep().unwrap(),
+            _ => 2 * f.keep().unwrap(),
+        };
+        let page = |f: PageFormat| f.page_tokens() * (f.head_dim() / 8 + row(f));
         (self.config.kv_heads * (k.head_dim() + v.head_dim()) * 2, self.config.kv_heads * (page(k) + page(v)))
     }
 
@@ -276,7 +281,7 @@ impl Model {
         let c = &self.config;
         let layers = &self.live[&id].layers;
         let mut out = b"MSTFSNAP".to_vec();
-        out.extend(1u32.to_le_bytes());
+        out.extend(2u32.to_le_bytes());
         out.extend(2u32.to_le_bytes());
         out.extend([0; 8]);
         let numbers = [
@@ -289,6 +294,7 @@ impl Model {
             c.v.value_type() as usize,
             c.v.head_dim(),
             c.v.keep().unwrap(),
+            c.scaled_from as usize,
             c.k.page_tokens(),
             c.window,
             c.group,
@@ -397,11 +403,11 @@ impl Model {
         let expected = attention(&q, &indptr, &tokens, dim_v, &vec![scoring; ids.len()]);
         // Scores reach about 100 (outlier channels); float32 leaves an error of 1e-5 in each exponent.
         let tolerance = match on_cuda {
-            true => Tolerance::on_cuda(dtype_of(config.v), DType::F32, 5.0),
+            true => Tolerance::on_cuda(config.dtype(config.v), DType::F32, 5.0),
             false => Tolerance { rel: 1e-4, cosine: 1e-8, ..Tolerance::new(DType::F32, 5.0) },
         };
         let lse_tolerance = match on_cuda {
-            true => Tolerance::on_cuda(dtype_of(config.v), DType::F32, 1.0),
+            true => Tolerance::on_cuda(config.dtype(config.v), DType::F32, 1.0),
             false => Tolerance::new(DType::F32, 10.0),
         };
         for t in 0..total {

@@ -227,9 +227,12 @@ fn snapshots_come_back_and_foreign_ones_do_not() {
 #[test]
 fn bad_configurations_are_refused() {
     type Change = fn(&mut mustafar_cache_config, &mut mustafar_format);
-    let cases: [(Change, mustafar_status, &[&str]); 10] = [
+    let cases: [(Change, mustafar_status, &[&str]); 13] = [
         (|c, _| c.struct_size = 8, InvalidArgument, &["struct_size is 8 in config"]),
         (|c, _| c.center = 2, InvalidArgument, &["config.center is 2", "1 (median)"]),
+        (|c, _| c.scaled_from = 9, InvalidArgument, &["config.scaled_from is 9", "2 (bf16)"]),
+        (|c, _| c.scaled_from = 3, InvalidArgument, &["scaled_from is f32", "f16, bf16"]),
+        (|c, _| c.reserved = 1, InvalidArgument, &["config.reserved is 1"]),
         (|c, _| c.max_tokens = -5, InvalidArgument, &["config.max_tokens is -5"]),
         (|c, _| c.layers = 0, InvalidArgument, &["layers is 0"]),
         (|c, _| c.kv_heads = 0, InvalidArgument, &["kv_heads is 0"]),
@@ -248,6 +251,14 @@ fn bad_configurations_are_refused() {
     let a = all_dense.sequence();
     ok(all_dense.append(a, 287));
     assert_eq!(all_dense.len(a), (287, 0), "R = 32 and a group of 256");
+    // Pages of 8-bit values are made from f16 unless something else is asked for.
+    let in_8_bits = create(|_, k| k.value_type = 17).unwrap();
+    let a = in_8_bits.sequence();
+    ok(in_8_bits.append(a, 50));
+    assert_eq!(in_8_bits.len(a), (50, 32));
+    let from_bf16 = create(|c, k| (c.scaled_from, k.value_type) = (2, 16)).unwrap();
+    let a = from_bf16.sequence();
+    refused(from_bf16.append(a, 1), InvalidArgument, &["bf16"]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub struct Policy {
     pub k_sparsity: f64,
     /// Fraction of each value row that is dropped.
     pub v_sparsity: f64,
+    /// Type of the values in pages of K and V: f16, or one of 8 bits.
+    pub values: ValueType,
     /// Newest tokens that are never pruned.
     pub window: usize,
     /// Tokens compressed together.
@@ -31,6 +33,7 @@ impl Policy {
         Self {
             k_sparsity: sparsity,
             v_sparsity: sparsity,
+            values: ValueType::F16,
             window: 32,
             group: 256,
             sinks: 4,
@@ -89,8 +92,8 @@ impl KvStore {
         // A group is whole pages: take the largest common page size that divides it. If none does, the cache says
         // what it needs.
         let page_tokens = [64, 32, 16].into_iter().find(|n| policy.group.is_multiple_of(*n)).unwrap_or(16);
-        shape.k = PageFormat::uniform(ValueType::F16, dim, page_tokens, keep_k)?;
-        shape.v = PageFormat::uniform(ValueType::F16, dim, page_tokens, keep_v)?;
+        shape.k = PageFormat::uniform(policy.values, dim, page_tokens, keep_k)?;
+        shape.v = PageFormat::uniform(policy.values, dim, page_tokens, keep_v)?;
         shape.window = policy.window;
         shape.group = policy.group;
         shape.sinks = policy.sinks;

@@ -8,7 +8,7 @@ use crate::llama::store::Policy;
 use crate::llama::tokenizer::Tokenizer;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use mustafar::{CenterMode, keep_for_sparsity};
+use mustafar::{CenterMode, ValueType, keep_for_sparsity};
 use std::path::PathBuf;
 
 /// Which model, and with what it runs.
@@ -37,6 +37,9 @@ pub(crate) struct PolicyOptions {
     /// What is subtracted from keys before they are pruned
     #[arg(long, value_enum, default_value_t = Center::None)]
     center: Center,
+    /// Type of the values that are stored; tokens are f16
+    #[arg(long, value_enum, default_value_t = Values::F16)]
+    values: Values,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -47,11 +50,26 @@ enum Center {
     Median,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Values {
+    /// As they are
+    F16,
+    /// 8-bit floats with a scale per row
+    E4m3,
+    /// 8-bit integers with a scale per row
+    Int8,
+}
+
 impl PolicyOptions {
     pub(crate) fn policy(&self, k_sparsity: f64, v_sparsity: f64) -> Policy {
         Policy {
             k_sparsity,
             v_sparsity,
+            values: match self.values {
+                Values::F16 => ValueType::F16,
+                Values::E4m3 => ValueType::E4m3,
+                Values::Int8 => ValueType::Int8,
+            },
             window: self.window,
             group: self.group,
             sinks: self.sinks,

@@ -3,7 +3,8 @@
 use crate::cache::{CacheConfig, CenterMode};
 use crate::capi::format::{format, mustafar_format};
 use crate::capi::structs::{extensible, read};
-use crate::capi::views::size;
+use crate::capi::views::{reserved, size};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// `sinks` of a cache that keeps no first tokens dense. 0 asks for the default.
@@ -47,10 +48,16 @@ pub struct mustafar_cache_config {
     pub sinks: u32,
     /// A mustafar_center_mode.
     pub center: u32,
+    /// Type of the tokens that pages of 8-bit values are made from: MUSTAFAR_DTYPE_F16 or MUSTAFAR_DTYPE_BF16; 0 is f16.
+    /// For pages of 16-bit values tokens have the type of these.
+    pub scaled_from: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
-extensible!(mustafar_cache_config, first_release_ends_with center, {
+extensible!(mustafar_cache_config, first_release_ends_with reserved, {
     struct_size, k, v, max_tokens, layers, q_heads, kv_heads, max_sequences, window, group, sinks, center,
+    scaled_from, reserved,
 });
 
 /// The configuration a C structure describes; `Cache::new` checks it.
@@ -69,6 +76,11 @@ pub(super) unsafe fn config(config: *const mustafar_cache_config) -> Result<Cach
         code if code == mustafar_center_mode::Median as u32 => CenterMode::Median,
         code => return Err(Error::invalid("config.center", code, "0 (none), 1 (median)")),
     };
+    let scaled_from = match c.scaled_from {
+        0 => DType::F16,
+        code => DType::from_code("config.scaled_from", code)?,
+    };
+    reserved("config.reserved", c.reserved)?;
     // The defaults are those of the Rust constructor, whatever the shape.
     let (layers, q_heads, kv_heads) = (c.layers as usize, c.q_heads as usize, c.kv_heads as usize);
     let max_tokens = size("config.max_tokens", c.max_tokens)?;
@@ -77,6 +89,7 @@ pub(super) unsafe fn config(config: *const mustafar_cache_config) -> Result<Cach
     Ok(CacheConfig {
         k,
         v,
+        scaled_from,
         window: or(c.window, default.window),
         group: or(c.group, default.group),
         sinks: if c.sinks == MUSTAFAR_SINKS_NONE { 0 } else { or(c.sinks, default.sinks) },
