@@ -59,31 +59,47 @@ struct Warp {
     }
   }
 
-  __device__ __forceinline__ void load_queries(int batch, int head, int q_begin) {
+  // Asks for the queries. Nothing waits for them before finish_queries().
+  __device__ __forceinline__ void load_queries(int head, int q_begin) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       const int row = view.row0 + Rows<kRows>::of_score(n, g);
       const int64_t token = q_begin + row / view.group;
       const int64_t q_head = head * view.group + row % view.group;
-      DenseSide side;
-      side.init<T>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
+      const DenseSide side =
+          DenseSide::of<T>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) {
-        uint32_t pairs[4] = {0, 0, 0, 0};
-        if (row < view.rows) {
-          side.load<T>(0, 32 * k + 8 * t, pairs);
-          swap_halves(pairs);
-        }
-        q[n][k][0][0] = pairs[0];
-        q[n][k][0][1] = pairs[1];
-        q[n][k][1][0] = pairs[2];
-        q[n][k][1][1] = pairs[3];
+        q[n][k][0] = q[n][k][1] = q[n][k][2] = q[n][k][3] = 0;
       }
+      if (row < view.rows && side.wide) {
+#pragma unroll
+        for (int k = 0; k < D / 32; ++k) {
+          side.load_wide(0, 32 * k + 8 * t, q[n][k]);
+        }
+      } else if (row < view.rows) {
+#pragma unroll
+        for (int k = 0; k < D / 32; ++k) {
+          side.load_any<T>(0, 32 * k + 8 * t, q[n][k]);
+        }
+      }
+    }
+  }
+
+  // Queries as operands, and their products with the key centre.
+  __device__ __forceinline__ void finish_queries(int batch, int head) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
       float dot = 0.0f;
       if (p.center != nullptr) {
-        const float* center = p.center + batch * p.center_batch_stride + head * D;
-        for (int c = t; c < D && row < view.rows; c += 4) {
-          dot += load_as_float(side.base, c, p.q_dtype) * center[c];
+        const float* center = p.center + batch * p.center_batch_stride + head * D + 8 * t;
+#pragma unroll
+        for (int k = 0; k < D / 32; ++k) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            dot += T::to_float(static_cast<uint16_t>(q[n][k][j])) * center[32 * k + 2 * j];
+            dot += T::to_float(static_cast<uint16_t>(q[n][k][j] >> 16)) * center[32 * k + 2 * j + 1];
+          }
         }
         dot += __shfl_xor_sync(0xffffffffu, dot, 1);
         dot += __shfl_xor_sync(0xffffffffu, dot, 2);
@@ -91,6 +107,10 @@ struct Warp {
       // Lanes 4 g to 4 g + 3 hold the sum of the row in column g.
       key_center[n][0] = __shfl_sync(0xffffffffu, dot, 8 * t);
       key_center[n][1] = __shfl_sync(0xffffffffu, dot, 8 * t + 4);
+#pragma unroll
+      for (int k = 0; k < D / 32; ++k) {
+        swap_halves(q[n][k]);
+      }
     }
   }
 
@@ -150,10 +170,11 @@ struct Warp {
     // the side needed now has arrived.
     int token = part.begin + warp * kTileTokens;
     typename Pages::Next next(p, table, head, token, part.end, lane);
+    load_queries(head, q_begin);
     key_copier.copy(p.k, next.key(), table.page_tokens, token, part.end, lane);
     value_copier.copy(p.v, next.value(), table.page_tokens, token, part.end, lane);
     next.advance(p, table, head, token + kStep, part.end, lane);
-    load_queries(batch, head, q_begin);
+    finish_queries(batch, head);
 #pragma unroll 1
     for (; token < part.end; token += kStep) {
       const bool masked = token < unmasked.begin || token + kTileTokens > unmasked.end;
@@ -184,11 +205,10 @@ struct Warp {
   __device__ __forceinline__ void attend_dense(const DenseParams& dense, int batch, int head, Range part,
                                                int position) {
     const int64_t row = dense.rows == nullptr ? batch : dense.rows[batch];
-    DenseSide keys, values;
-    keys.init<T>(dense.k, row * dense.k_row_stride + head * dense.k_head_stride, dense.k_token_stride,
-                 dense.k_dtype);
-    values.init<T>(dense.v, row * dense.v_row_stride + head * dense.v_head_stride, dense.v_token_stride,
-                   dense.v_dtype);
+    const DenseSide keys = DenseSide::of<T>(dense.k, row * dense.k_row_stride + head * dense.k_head_stride,
+                                            dense.k_token_stride, dense.k_dtype);
+    const DenseSide values = DenseSide::of<T>(dense.v, row * dense.v_row_stride + head * dense.v_head_stride,
+                                              dense.v_token_stride, dense.v_dtype);
     constexpr float kNoCenter[kTiles][2] = {};
 #pragma unroll 1
     for (int token = part.begin + warp * kTileTokens; token < part.end; token += kStep) {
@@ -343,7 +363,8 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
 
   Warp<T, D, kRows> w(p, view, warp);
   if (item < p.dense_items) {
-    w.load_queries(batch, head, q_begin);
+    w.load_queries(head, q_begin);
+    w.finish_queries(batch, head);
 #pragma unroll 1
     for (int part = 0; part < 2; ++part) {
       const int length = part == 0 ? sinks : window;

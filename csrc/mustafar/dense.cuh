@@ -14,43 +14,55 @@ struct DenseSide {
   int32_t dtype;
   bool wide;  // element type is the kernel's and every run of 8 channels starts on 16 bytes
 
+  // Of elements `offset` and on of a tensor; `stride` is from token to token.
   template <typename T>
-  __device__ __forceinline__ void init(const void* tensor, int64_t offset, int64_t stride, int32_t type) {
+  static __device__ __forceinline__ DenseSide of(const void* tensor, int64_t offset, int64_t stride,
+                                                 int32_t type) {
     const int bytes = type == kF32 ? 4 : 2;
-    base = static_cast<const uint8_t*>(tensor) + offset * bytes;
-    token_stride = stride;
-    dtype = type;
-    wide = type == T::kCode && ((reinterpret_cast<uint64_t>(base) | (stride * bytes)) & 15) == 0;
+    const uint8_t* base = static_cast<const uint8_t*>(tensor) + offset * bytes;
+    const bool aligned = ((reinterpret_cast<uint64_t>(base) | (stride * bytes)) & 15) == 0;
+    return {base, stride, type, type == T::kCode && aligned};
   }
 
   // kPairs register pairs from channel `channel` of token `token` on, even channels in the low halves.
   template <typename T, int kPairs>
   __device__ __forceinline__ void load(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
-    const int64_t at = token * token_stride + channel;
     if (wide) {
-      const uint16_t* from = static_cast<const uint16_t*>(base) + at;
-      if constexpr (kPairs == 4) {
-        const uint4 v = *reinterpret_cast<const uint4*>(from);
-        pairs[0] = v.x;
-        pairs[1] = v.y;
-        pairs[2] = v.z;
-        pairs[3] = v.w;
-      } else {
-        const uint2 v = *reinterpret_cast<const uint2*>(from);
-        pairs[0] = v.x;
-        pairs[1] = v.y;
-      }
+      load_wide(token, channel, pairs);
     } else {
-      // Rolled to keep the rare case small; the shift avoids indexing registers at run time.
+      load_any<T>(token, channel, pairs);
+    }
+  }
+
+  // Without asking whether it may, so that several loads in a row do not wait for each other.
+  template <int kPairs>
+  __device__ __forceinline__ void load_wide(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
+    const uint16_t* from = static_cast<const uint16_t*>(base) + token * token_stride + channel;
+    if constexpr (kPairs == 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      pairs[0] = v.x;
+      pairs[1] = v.y;
+      pairs[2] = v.z;
+      pairs[3] = v.w;
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      pairs[0] = v.x;
+      pairs[1] = v.y;
+    }
+  }
+
+  template <typename T, int kPairs>
+  __device__ __forceinline__ void load_any(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
+    const int64_t at = token * token_stride + channel;
+    // Rolled to keep the rare case small; the shift avoids indexing registers at run time.
 #pragma unroll 1
-      for (int i = 0; i < kPairs; ++i) {
+    for (int i = 0; i < kPairs; ++i) {
 #pragma unroll
-        for (int j = 0; j + 1 < kPairs; ++j) {
-          pairs[j] = pairs[j + 1];
-        }
-        const float even = load_as_float(base, at + 2 * i, dtype);
-        pairs[kPairs - 1] = T::pack(even, load_as_float(base, at + 2 * i + 1, dtype));
+      for (int j = 0; j + 1 < kPairs; ++j) {
+        pairs[j] = pairs[j + 1];
       }
+      const float even = load_as_float(base, at + 2 * i, dtype);
+      pairs[kPairs - 1] = T::pack(even, load_as_float(base, at + 2 * i + 1, dtype));
     }
   }
 };

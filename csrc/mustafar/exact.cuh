@@ -87,9 +87,8 @@ struct ExactRow {
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < D / 32; ++i) {
-      const float x = load_as_float(p.q, query + 32 * i + lane, p.q_dtype);
-      dot += center == nullptr ? 0.0f : x * center[32 * i + lane];
-      q[i] = rounded(x);
+      q[i] = rounded(load_as_float(p.q, query + 32 * i + lane, p.q_dtype));
+      dot += center == nullptr ? 0.0f : q[i] * center[32 * i + lane];
       out[i] = 0.0f;
     }
     key_center = warp_sum(dot);
@@ -123,11 +122,12 @@ struct ExactRow {
 
   __device__ __forceinline__ void add_dense(const DenseParams& dense, const Item& item, Range part) {
     const int64_t row = dense.rows == nullptr ? item.batch : dense.rows[item.batch];
-    DenseSide keys, values;
-    keys.init<T>(dense.k, row * dense.k_row_stride + item.head * dense.k_head_stride, dense.k_token_stride,
-                 dense.k_dtype);
-    values.init<T>(dense.v, row * dense.v_row_stride + item.head * dense.v_head_stride, dense.v_token_stride,
-                   dense.v_dtype);
+    const DenseSide keys =
+        DenseSide::of<T>(dense.k, row * dense.k_row_stride + item.head * dense.k_head_stride,
+                         dense.k_token_stride, dense.k_dtype);
+    const DenseSide values =
+        DenseSide::of<T>(dense.v, row * dense.v_row_stride + item.head * dense.v_head_stride,
+                         dense.v_token_stride, dense.v_dtype);
 #pragma unroll 1
     for (int token = part.begin; token < part.end; ++token) {
       LaneRow<D> k, v;

@@ -30,9 +30,9 @@ struct Rows {
   }
 };
 
-// Queries as B operand: word k of the row, nibble j of the lane's byte, register i.
+// Queries as B operand: register 2 j + i of word k of the row is register i for nibble j of the lane's byte.
 template <int D, int kRows>
-using Queries = uint32_t[Rows<kRows>::kTiles][D / 32][2][2];
+using Queries = uint32_t[Rows<kRows>::kTiles][D / 32][4];
 
 // scores[m][n]: accumulators of tokens 16 m + (g, g + 8) and query columns 8 n + (2t, 2t + 1).
 template <int kRows>
@@ -68,8 +68,8 @@ __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kR
       lower.template next<T>(k, b);
 #pragma unroll
       for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
-        mma_16x8x16<T>(scores[m][n], a[0], b[0], a[1], b[1], q[n][k][0][0], q[n][k][0][1]);
-        mma_16x8x16<T>(scores[m][n], a[2], b[2], a[3], b[3], q[n][k][1][0], q[n][k][1][1]);
+        mma_16x8x16<T>(scores[m][n], a[0], b[0], a[1], b[1], q[n][k][0], q[n][k][1]);
+        mma_16x8x16<T>(scores[m][n], a[2], b[2], a[3], b[3], q[n][k][2], q[n][k][3]);
       }
     }
   }
