@@ -158,7 +158,7 @@ fn bench_prune_and_compress(c: &mut Criterion) {
         for (name, selection) in rules {
             let run = |x: &mut Vec<u16>| {
                 let x = TensorMut::new("x", MemMut::host(x), DType::F16, shape()).unwrap();
-                let args = Prune { x, selection, weights: None, mask: None };
+                let args = Prune { x, selection, weights: None, token_weights: None, mask: None };
                 ops::prune(&context, Stream::NONE, args).unwrap();
             };
             // A fresh copy each time: pruned rows would end the search early.
@@ -172,7 +172,7 @@ fn bench_prune_and_compress(c: &mut Criterion) {
     let mut x = x;
     let view = TensorMut::new("x", MemMut::host(&mut x), DType::F16, shape()).unwrap();
     let selection = Selection::Channel { keep: 10 };
-    let args = Prune { x: view, selection, weights: None, mask: None };
+    let args = Prune { x: view, selection, weights: None, token_weights: None, mask: None };
     ops::prune(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap();
     let mut group = c.benchmark_group("compress");
     group.throughput(Throughput::Bytes((TOKENS * HEADS * DIM * 2) as u64));

@@ -207,6 +207,47 @@ typedef uint32_t mustafar_selection;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** How keys (K) or values (V) are chosen; docs/accuracy.md says what each costs. x is an element of K or V. */
+enum mustafar_strategy
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** KT_MAG for keys, VT_MAG for values. */
+    MUSTAFAR_STRATEGY_DEFAULT = 0,
+    /** "Kt_Mag": in each row of K the largest abs(x). */
+    MUSTAFAR_STRATEGY_KT_MAG = 1,
+    /**
+     * "Kt_Opa": in each row of K the largest abs(x) * w, w being the mean abs(q) of the last 32 queries, summed over the
+     * query heads of the KV head.
+     */
+    MUSTAFAR_STRATEGY_KT_OPA = 2,
+    /** "Kc_Mag": in 32 consecutive tokens, each channel of K keeps its largest abs(x). */
+    MUSTAFAR_STRATEGY_KC_MAG = 3,
+    /** "think": whole channels of K, chosen once by mean q^2 of the last 32 queries times mean x^2. */
+    MUSTAFAR_STRATEGY_THINK = 4,
+    /** "Vt_Mag": in each row of V the largest abs(x). */
+    MUSTAFAR_STRATEGY_VT_MAG = 5,
+    /** "Vt_Opa": in each row of V the largest abs(x) times the token's attention, which is the choice of VT_MAG. */
+    MUSTAFAR_STRATEGY_VT_OPA = 6,
+    /** "Vc_Mag": in 32 consecutive tokens, each channel of V keeps its largest abs(x). */
+    MUSTAFAR_STRATEGY_VC_MAG = 7,
+    /**
+     * "Vc_Opa": in 32 consecutive tokens, each channel of V keeps its largest abs(x) * a, a being the token's attention,
+     * summed over the last 32 queries and the query heads of the KV head.
+     */
+    MUSTAFAR_STRATEGY_VC_OPA = 8,
+    /** "thinv": whole channels of V, chosen once by mean x^2. */
+    MUSTAFAR_STRATEGY_THINV = 9,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_strategy mustafar_strategy;
+#else
+typedef uint32_t mustafar_strategy;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** Whether a cache centres keys before it prunes them. */
 enum mustafar_center_mode
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -373,6 +414,11 @@ typedef struct mustafar_prune_args {
      * be NULL.
      */
     uint8_t *mask;
+    /**
+     * Token weights, float [batch, tokens, heads], each >= 0: the score is abs(x) * w. CHANNEL only, CPU only. NULL: plain
+     * magnitude.
+     */
+    const float *token_weights;
 } mustafar_prune_args;
 
 /** As mustafar_tensor_mut, for a tensor that is read. A stride of 0 repeats the same data. */
@@ -401,6 +447,71 @@ typedef struct mustafar_tensor {
     int64_t head_stride;
 } mustafar_tensor;
 
+/** Arguments of mustafar_query_weights. */
+typedef struct mustafar_query_weights_args {
+    /** sizeof(mustafar_query_weights_args). */
+    size_t struct_size;
+    /** Queries of one sequence after RoPE, f16, bf16 or f32 [1, tokens, q_heads, dim]; the newest 32 for Kt_Opa. Required. */
+    const struct mustafar_tensor *q;
+    /** KV heads, a divisor of q_heads. */
+    int64_t kv_heads;
+    /** Receives float [kv_heads, dim]. Required. */
+    float *out;
+} mustafar_query_weights_args;
+
+/**
+ * Key centre: compressed keys are stored as round16(k - c), and attention adds scale * (q . c) to the score of every
+ * compressed token. Pages must be read with the centre they were written with.
+ */
+typedef struct mustafar_center {
+    /** sizeof(mustafar_center). */
+    size_t struct_size;
+    /** float [batch, kv_heads, head_dim], contiguous, in the memory of the context. */
+    const float *values;
+    /** 1 (one centre for all sequences) or one per sequence. */
+    int64_t batch;
+} mustafar_center;
+
+/** Arguments of mustafar_structured_weights. */
+typedef struct mustafar_structured_weights_args {
+    /** sizeof(mustafar_structured_weights_args). */
+    size_t struct_size;
+    /** K or V of one sequence, f16 or bf16 [1, tokens, kv_heads, dim]. Required. */
+    const struct mustafar_tensor *x;
+    /** Centre subtracted before x is judged; batch 1. NULL: none. */
+    const struct mustafar_center *center;
+    /** Queries as mustafar_query_weights takes them ("think"). NULL: x alone counts ("thinv"). */
+    const struct mustafar_tensor *q;
+    /** Channels kept of each KV head, 1 to dim. */
+    int64_t keep;
+    /** Receives float [kv_heads, dim]. Required. */
+    float *out;
+} mustafar_structured_weights_args;
+
+/** Arguments of mustafar_token_weights. */
+typedef struct mustafar_token_weights_args {
+    /** sizeof(mustafar_token_weights_args). */
+    size_t struct_size;
+    /** Queries as mustafar_query_weights takes them. Required. */
+    const struct mustafar_tensor *q;
+    /** Their natural-log log-sum-exps as mustafar_attend gives them, f32 [1, tokens of q, q_heads, 1]. Required. */
+    const struct mustafar_tensor *lse;
+    /** Position of the newest query in its sequence; the others stand one before another. */
+    int64_t q_position;
+    /** Keys as the queries saw them, f16, bf16 or f32 [1, tokens, kv_heads, dim]. Required. */
+    const struct mustafar_tensor *k;
+    /** Position of the first key. */
+    int64_t k_position;
+    /** A query sees only this many last positions, its own included; 0: all. */
+    int64_t sliding_window;
+    /** Factor of q.k; 0 is 1 / sqrt(dim). */
+    float scale;
+    /** c > 0 turns a score s into c * tanh(s / c); 0: off. */
+    float softcap;
+    /** Receives float [tokens, kv_heads]. Required. */
+    float *out;
+} mustafar_token_weights_args;
+
 /**
  * Pages of one side (K or V) that are written: page p of KV head h starts at `data + p * page_stride + h *
  * head_stride` bytes. K and V pages may share slots ([K page | V page]): two pools with the same strides and different
@@ -425,19 +536,6 @@ typedef struct mustafar_pool_mut {
     /** Bytes from one head to the next of the same page, a multiple of 16. */
     int64_t head_stride;
 } mustafar_pool_mut;
-
-/**
- * Key centre: compressed keys are stored as round16(k - c), and attention adds scale * (q . c) to the score of every
- * compressed token. Pages must be read with the centre they were written with.
- */
-typedef struct mustafar_center {
-    /** sizeof(mustafar_center). */
-    size_t struct_size;
-    /** float [batch, kv_heads, head_dim], contiguous, in the memory of the context. */
-    const float *values;
-    /** 1 (one centre for all sequences) or one per sequence. */
-    int64_t batch;
-} mustafar_center;
 
 /** One side (K or V) of mustafar_append. */
 typedef struct mustafar_append_side {
@@ -727,13 +825,37 @@ typedef struct mustafar_merge_args {
     const struct mustafar_tensor_mut *lse;
 } mustafar_merge_args;
 
+/**
+ * Formats of the pages of some heads of some layers, in place of those of the whole cache. Heads are left dense by formats
+ * that keep everything.
+ */
+typedef struct mustafar_cache_head_formats {
+    /** sizeof(mustafar_cache_head_formats). */
+    size_t struct_size;
+    /** Format of key pages; of the cache's own only the number kept may differ. Required. */
+    const struct mustafar_format *k;
+    /** Format of value pages; likewise. Required. */
+    const struct mustafar_format *v;
+    /** First layer. */
+    uint32_t first_layer;
+    /** How many layers, at least 1. */
+    uint32_t num_layers;
+    /** First KV head. */
+    uint32_t first_head;
+    /** How many KV heads, at least 1. */
+    uint32_t num_heads;
+} mustafar_cache_head_formats;
+
 /** Shape and policy of a cache. */
 typedef struct mustafar_cache_config {
     /** sizeof(mustafar_cache_config). */
     size_t struct_size;
-    /** Format of key pages; uniform. Required. */
+    /**
+     * Format of key pages, which says how many are kept: as mustafar_strategy_format gives it, uniform in token direction,
+     * ragged in channel direction. Required.
+     */
     const struct mustafar_format *k;
-    /** Format of value pages; uniform, page_tokens as in `k`. Required. */
+    /** Format of value pages; likewise, page_tokens as in `k`. Required. */
     const struct mustafar_format *v;
     /** Tokens that all live sequences together may have compressed; rounded up to whole pages. */
     int64_t max_tokens;
@@ -760,6 +882,14 @@ typedef struct mustafar_cache_config {
     uint32_t scaled_from;
     /** Must be 0. */
     uint32_t reserved;
+    /** How keys are chosen: a mustafar_strategy. */
+    uint32_t k_strategy;
+    /** How values are chosen: a mustafar_strategy. */
+    uint32_t v_strategy;
+    /** Formats of some heads, [num_overrides] pointers; of several that name a head the last counts. May be NULL. */
+    const struct mustafar_cache_head_formats *const *overrides;
+    /** How many. */
+    int64_t num_overrides;
 } mustafar_cache_config;
 
 /** What a cache or a sequence holds, in bytes. */
@@ -801,6 +931,28 @@ typedef struct mustafar_cache_attend_args {
     /** Must be 0. */
     uint32_t reserved;
 } mustafar_cache_attend_args;
+
+/** Queries of the newest tokens of each sequence, for mustafar_cache_append_with_queries. */
+typedef struct mustafar_cache_queries {
+    /** sizeof(mustafar_cache_queries). */
+    size_t struct_size;
+    /**
+     * Queries after RoPE, f16, bf16 or f32 [num_sequences, n, q_heads, k head_dim]: those of the last n tokens appended,
+     * 1 to all of them; more than 32 are not needed. Required.
+     */
+    const struct mustafar_tensor *q;
+    /**
+     * Their natural-log log-sum-exps, f32 [num_sequences, n, q_heads, 1], over all tokens that each query saw. Required for
+     * VC_OPA, else may be NULL.
+     */
+    const struct mustafar_tensor *lse;
+    /** A query sees only this many last positions, its own included; 0: all. */
+    int64_t sliding_window;
+    /** Factor of q.k; 0 is 1 / sqrt(k head_dim). */
+    float scale;
+    /** c > 0 turns a score s into c * tanh(s / c); 0: off. */
+    float softcap;
+} mustafar_cache_queries;
 
 #ifdef __cplusplus
 extern "C" {
@@ -913,6 +1065,39 @@ MUSTAFAR_API mustafar_status mustafar_keep_for_sparsity(uint32_t n, double spars
 MUSTAFAR_API mustafar_status mustafar_reference_keep(uint32_t n, double sparsity, uint32_t *keep);
 
 /**
+ * The strategy of a name, such as "Kt_Opa".
+ *
+ * @param name      Zero-terminated name, as mustafar_strategy lists them.
+ * @param strategy  Receives the mustafar_strategy.
+ * @return SUCCESS; INVALID_ARGUMENT for an unknown name, with the known ones; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API mustafar_status mustafar_strategy_from_name(const char *name, uint32_t *strategy);
+
+/**
+ * The pages that hold what a strategy keeps at a sparsity: uniform ones, or in channel direction ragged ones with room for
+ * exactly what is kept of each channel in every 32 tokens.
+ *
+ * @param strategy     A mustafar_strategy other than DEFAULT.
+ * @param value_type   Type of the values.
+ * @param head_dim     Channels per row.
+ * @param page_tokens  Tokens per page; a multiple of 32 in channel direction.
+ * @param sparsity     Share to drop, 0 <= sparsity < 1.
+ * @param format       Receives the format; its struct_size must be set.
+ * @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for an argument; NULL_POINTER, MISALIGNED.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_strategy_format(uint32_t strategy,
+                                         uint32_t value_type,
+                                         uint32_t head_dim,
+                                         uint32_t page_tokens,
+                                         double sparsity,
+                                         struct mustafar_format *format);
+
+/**
  * Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
  * CPU backend uses; it is read here and nowhere else.
  *
@@ -987,6 +1172,56 @@ MUSTAFAR_API
 mustafar_status mustafar_prune(const struct mustafar_context *context,
                                const struct mustafar_prune_args *args,
                                void *stream);
+
+/**
+ * Selection weights of the strategy Kt_Opa for mustafar_append and mustafar_prune: per KV head and channel the mean of
+ * abs(q) over the tokens, summed over the query heads of the KV head. A NaN becomes infinity.
+ *
+ * @param context  The context.
+ * @param args     Queries and destination.
+ * @param stream   NULL.
+ * @return SUCCESS; UNSUPPORTED on CUDA; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW,
+ *         VERSION_MISMATCH as docs/c-api.md describes.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_query_weights(const struct mustafar_context *context,
+                                       const struct mustafar_query_weights_args *args,
+                                       void *stream);
+
+/**
+ * Selection weights of the strategies think and thinv for mustafar_append and mustafar_prune: infinity for the `keep`
+ * channels of the largest mean(q^2) * mean(x^2) of each KV head, 0 for the others. With the same keep, selection takes
+ * exactly these channels of every row of finite elements.
+ *
+ * @param context  The context.
+ * @param args     Tokens, queries and destination.
+ * @param stream   NULL.
+ * @return As mustafar_query_weights.
+ *
+ * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_structured_weights(const struct mustafar_context *context,
+                                            const struct mustafar_structured_weights_args *args,
+                                            void *stream);
+
+/**
+ * Token weights of the strategy Vc_Opa for mustafar_prune: per token and KV head the attention weight exp(score - lse),
+ * summed over the queries that see the token and over the query heads of the KV head. A NaN becomes infinity.
+ *
+ * @param context  The context.
+ * @param args     Queries, keys and destination.
+ * @param stream   NULL.
+ * @return As mustafar_query_weights.
+ *
+ * Async: no. Graph capture: no. Workspace: none; it allocates the queries in float. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_token_weights(const struct mustafar_context *context,
+                                       const struct mustafar_token_weights_args *args,
+                                       void *stream);
 
 /**
  * Prunes new tokens and stores them into uniform pages: selects `keep` values of each row (ties to the lower channel)
@@ -1378,6 +1613,33 @@ mustafar_status mustafar_cache_append_batch(struct mustafar_cache *cache,
                                             void *stream);
 
 /**
+ * As mustafar_cache_append_batch, with the queries of the newest of these tokens: what a caller that has computed their
+ * attention itself, as for a prompt, owes strategies that judge by queries (KT_OPA, THINK, VC_OPA). mustafar_cache_attend
+ * remembers its own.
+ *
+ * @param cache          The cache.
+ * @param layer          Layer, 0 to layers - 1.
+ * @param sequences      Host memory; no sequence twice.
+ * @param num_sequences  How many.
+ * @param k              Keys [num_sequences, tokens, kv_heads, head_dim].
+ * @param v              Values [num_sequences, tokens, kv_heads, head_dim].
+ * @param queries        The queries.
+ * @param stream         CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return As mustafar_cache_append_batch; INVALID_ARGUMENT for the queries.
+ *
+ * Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_cache_append_with_queries(struct mustafar_cache *cache,
+                                                   uint32_t layer,
+                                                   const uint64_t *sequences,
+                                                   int64_t num_sequences,
+                                                   const struct mustafar_tensor *k,
+                                                   const struct mustafar_tensor *v,
+                                                   const struct mustafar_cache_queries *queries,
+                                                   void *stream);
+
+/**
  * Bytes that mustafar_cache_save writes for a sequence as it is now.
  *
  * @param cache     The cache.
@@ -1442,10 +1704,13 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_CONTEXT_CONFIG_INIT {sizeof(mustafar_context_config), 0, 0, 0, 0}
 #define MUSTAFAR_DEVICE_ERRORS_INIT {sizeof(mustafar_device_errors), 0, 0, 0, 0}
 #define MUSTAFAR_TENSOR_MUT_INIT {sizeof(mustafar_tensor_mut), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-#define MUSTAFAR_PRUNE_ARGS_INIT {sizeof(mustafar_prune_args), 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_PRUNE_ARGS_INIT {sizeof(mustafar_prune_args), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_TENSOR_INIT {sizeof(mustafar_tensor), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-#define MUSTAFAR_POOL_MUT_INIT {sizeof(mustafar_pool_mut), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_QUERY_WEIGHTS_ARGS_INIT {sizeof(mustafar_query_weights_args), 0, 0, 0}
 #define MUSTAFAR_CENTER_INIT {sizeof(mustafar_center), 0, 0}
+#define MUSTAFAR_STRUCTURED_WEIGHTS_ARGS_INIT {sizeof(mustafar_structured_weights_args), 0, 0, 0, 0, 0}
+#define MUSTAFAR_TOKEN_WEIGHTS_ARGS_INIT {sizeof(mustafar_token_weights_args), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_POOL_MUT_INIT {sizeof(mustafar_pool_mut), 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_APPEND_SIDE_INIT {sizeof(mustafar_append_side), 0, 0, 0, 0}
 #define MUSTAFAR_APPEND_ARGS_INIT {sizeof(mustafar_append_args), 0, 0, 0, 0}
 #define MUSTAFAR_COMPRESS_ARGS_INIT {sizeof(mustafar_compress_args), 0, 0, 0, 0, 0}
@@ -1459,8 +1724,10 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_SPMV_KEY_ARGS_INIT {sizeof(mustafar_spmv_key_args), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_SPMV_VALUE_ARGS_INIT {sizeof(mustafar_spmv_value_args), 0, 0, 0, 0}
 #define MUSTAFAR_MERGE_ARGS_INIT {sizeof(mustafar_merge_args), 0, 0, 0, 0, 0, 0}
-#define MUSTAFAR_CACHE_CONFIG_INIT {sizeof(mustafar_cache_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_HEAD_FORMATS_INIT {sizeof(mustafar_cache_head_formats), 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_CONFIG_INIT {sizeof(mustafar_cache_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_CACHE_BYTES_INFO_INIT {sizeof(mustafar_cache_bytes_info), 0, 0, 0, 0}
 #define MUSTAFAR_CACHE_ATTEND_ARGS_INIT {sizeof(mustafar_cache_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_CACHE_QUERIES_INIT {sizeof(mustafar_cache_queries), 0, 0, 0, 0, 0}
 
 #endif  /* MUSTAFAR_H */

@@ -24,12 +24,15 @@ pub mod ops;
 pub mod pool;
 pub mod reference;
 pub mod sparsity;
+pub mod strategy;
 pub mod tensor;
 #[doc = "What kernels exist for: head dimensions, page sizes, value types."]
 pub mod variants;
 
 pub use backend::{Backend, Context, DeviceErrors, Stream};
-pub use cache::{Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, SequenceId};
+pub use cache::{
+    Cache, CacheAttend, CacheBytes, CacheConfig, CacheQueries, CenterMode, HeadFormats, SequenceId,
+};
 pub use cpu::Level;
 pub use dtype::{DType, ValueType};
 pub use error::{Error, Result};
@@ -37,6 +40,7 @@ pub use format::{PageFormat, Rows};
 pub use mem::{Mem, MemMut, Place};
 pub use pool::{PagePool, PagePoolMut, PoolLayout, Sequences};
 pub use sparsity::{keep_for_sparsity, reference_keep};
+pub use strategy::{Side, Strategy};
 pub use tensor::{Shape, Tensor, TensorMut};
 
 /// Runs the Rust of the README as a doctest.

@@ -27,6 +27,8 @@
 //! # Ok::<(), mustafar::Error>(())
 //! ```
 
+pub mod score;
+
 use crate::dtype::{DType, ValueType};
 use crate::format::{PageFormat, Rows};
 use half::{bf16, f16};
@@ -194,13 +196,17 @@ pub fn prune_reference_ties(bits: &[u16], dropped: usize) -> Row {
     Row::new(bits.iter().map(|&x| magnitude(x) >= threshold).collect(), bits)
 }
 
-/// Channel direction: among the tokens of one group, each channel keeps its `keep` largest magnitudes, the older
-/// token where two are equal. `group` holds one row per token.
-pub fn prune_channel(group: &[Vec<u16>], keep: usize) -> Vec<Row> {
+/// Channel direction: among the tokens of one group, each channel keeps its `keep` largest magnitudes, weighted if
+/// `weights` (one per token) are given, the older token where two are equal. `group` holds one row per token.
+pub fn prune_channel(dtype: DType, group: &[Vec<u16>], keep: usize, weights: Option<&[f32]>) -> Vec<Row> {
     let dim = group.first().map_or(0, Vec::len);
     let mut masks = vec![vec![false; dim]; group.len()];
     for c in 0..dim {
-        let ranks: Vec<u32> = group.iter().map(|row| magnitude(row[c])).collect();
+        let rank = |(t, row): (usize, &Vec<u16>)| match weights {
+            None => magnitude(row[c]),
+            Some(w) => weighted_magnitude(dtype, row[c], w[t]),
+        };
+        let ranks: Vec<u32> = group.iter().enumerate().map(rank).collect();
         for (t, kept) in largest(&ranks, keep).into_iter().enumerate() {
             masks[t][c] = kept;
         }

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{self, Element, Mem, MemMut, Place};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Sizes and strides shared by [`Tensor`] and [`TensorMut`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +176,33 @@ impl Tensor<'_> {
     pub(crate) fn tokens(&self, argument: &'static str, b: usize, from: usize, to: usize) -> Result<Self> {
         let (shape, offset) = self.shape.tokens(b, from, to);
         Ok(Self { mem: self.mem.skip(argument, offset * self.dtype.bytes())?, shape, ..*self })
+    }
+}
+
+impl Shape {
+    /// The shape of some heads, and the elements in front of them.
+    fn heads(&self, heads: &Range<usize>) -> (Self, usize) {
+        assert!(heads.start <= heads.end && heads.end <= self.heads, "heads out of range");
+        let empty = self.batch == 0 || self.tokens == 0 || heads.is_empty();
+        let offset = if empty { 0 } else { heads.start * self.head_stride };
+        (Self { heads: heads.len(), ..*self }, offset)
+    }
+}
+
+impl<'a> Tensor<'a> {
+    /// Some heads of every token. Panics outside the shape.
+    pub(crate) fn heads(&self, argument: &'static str, heads: &Range<usize>) -> Result<Self> {
+        let (shape, offset) = self.shape.heads(heads);
+        Ok(Self { mem: self.mem.skip(argument, offset * self.dtype.bytes())?, shape, ..*self })
+    }
+}
+
+impl TensorMut<'_> {
+    /// As [`Tensor::heads`].
+    pub(crate) fn heads(&mut self, argument: &'static str, heads: &Range<usize>) -> Result<TensorMut<'_>> {
+        let (shape, offset) = self.shape.heads(heads);
+        let mem = self.mem.reborrow().skip(argument, offset * self.dtype.bytes())?;
+        Ok(TensorMut { mem, shape, dtype: self.dtype })
     }
 }
 

@@ -393,8 +393,14 @@ fn configurations_are_checked_field_by_field() {
         (CacheConfig { kv_heads: 0, ..ok.clone() }, "kv_heads is 0; allowed: at least 1"),
         (CacheConfig { q_heads: 0, ..ok.clone() }, "q_heads is 0; allowed: at least 1"),
         (CacheConfig { q_heads: 5, ..ok.clone() }, "q_heads is 5; allowed: a multiple of kv_heads (2)"),
-        (CacheConfig { k: ragged, ..ok.clone() }, "k is a ragged page format; allowed: uniform page formats"),
-        (CacheConfig { v: ragged, ..ok.clone() }, "v is a ragged page format; allowed: uniform page formats"),
+        (
+            CacheConfig { k: ragged, ..ok.clone() },
+            "k is Ragged { capacity: 100 } with Kt_Mag; allowed: a uniform page format",
+        ),
+        (
+            CacheConfig { v: ragged, ..ok.clone() },
+            "v is Ragged { capacity: 100 } with Vt_Mag; allowed: a uniform page format",
+        ),
         (CacheConfig { v: page(32), ..ok.clone() }, "v.page_tokens is 32; allowed: that of k (16)"),
         (CacheConfig { window: 0, ..ok.clone() }, "window is 0; allowed: at least 1"),
         (CacheConfig { scaled_from: DType::F32, ..ok.clone() }, "scaled_from is f32; allowed: f16, bf16"),

@@ -9,7 +9,7 @@ use common::{Bytes, Rng};
 use mustafar::{Cache, CacheConfig, CenterMode, DType, Error, PageFormat, ValueType};
 
 /// Where the numbers of a snapshot of `small_config` start.
-const TOKENS: usize = 24 + 15 * 8;
+const TOKENS: usize = 24 + 15 * 8 + 2 * 2 * 2 * 8;
 const COMPRESSED: usize = TOKENS + 8;
 /// Layer 0: its sinks (3 tokens of 2 heads, 64 + 96 channels), then its first K page.
 const PAGES: usize = COMPRESSED + 2 * 8 + 3 * 2 * (64 + 96) * 2;
@@ -148,7 +148,7 @@ fn other_formats_and_versions_are_refused_by_name() {
     let error =
         |cache: &mut Cache, at, bytes: &[u8]| refused(cache, &forged(&snapshot, at, bytes)).to_string();
     assert_eq!(error(&mut cache, 3, b"X"), "snapshot is damaged: it does not start with \"MSTFSNAP\"");
-    assert_eq!(error(&mut cache, 8, &[3]), "snapshot is of version 3; supported: version 2");
+    assert_eq!(error(&mut cache, 8, &[2]), "snapshot is of version 2; supported: version 3");
     assert_eq!(
         error(&mut cache, 12, &[0, 1]),
         "snapshot is of page format version 256; supported: page format version 2"

@@ -204,7 +204,13 @@ fn channel_direction_fills_pages_exactly() {
     );
     let selection = Selection::Channel { keep: 10 };
     let mask = call.mask.as_mut().unwrap();
-    let args = Prune { x: call.x.view_mut(), selection, weights: None, mask: Some(MemMut::host(mask)) };
+    let args = Prune {
+        x: call.x.view_mut(),
+        selection,
+        weights: None,
+        token_weights: None,
+        mask: Some(MemMut::host(mask)),
+    };
     run::prune(&Context::cpu(2).unwrap(), args).unwrap();
     call.check();
     let mut needed = vec![0; 8];

@@ -237,9 +237,10 @@ fn reference_prunes_as_the_golden_masks() {
             Selection::TokenReferenceTies { dropped } => {
                 input.iter().map(|row| reference::prune_reference_ties(row, dropped)).collect()
             }
-            Selection::Channel { keep } => {
-                input.chunks(32).flat_map(|group| reference::prune_channel(group, keep)).collect()
-            }
+            Selection::Channel { keep } => input
+                .chunks(32)
+                .flat_map(|group| reference::prune_channel(dtype(&case), group, keep, None))
+                .collect(),
             other => panic!("{other:?}"),
         };
         assert_eq!(
@@ -334,6 +335,7 @@ fn prune_writes_the_golden_masks() {
             x: x.view_mut(),
             selection: selection(case),
             weights: None,
+            token_weights: None,
             mask: Some(MemMut::host(&mut mask)),
         };
         run::prune(&context, args).unwrap();

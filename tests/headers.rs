@@ -10,17 +10,19 @@ use std::process::Command;
 use std::{env, fs};
 
 /// In the order in which a reader wants them. `cache/mod.rs` brings its submodules.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 20] = [
     "src/dtype.rs",
     "src/format.rs",
     "src/capi/version.rs",
     "src/capi/status.rs",
     "src/capi/error.rs",
     "src/capi/format.rs",
+    "src/capi/strategy.rs",
     "src/capi/context.rs",
     "src/capi/tensor.rs",
     "src/capi/pool.rs",
     "src/capi/ops/prune.rs",
+    "src/capi/ops/score.rs",
     "src/capi/ops/append.rs",
     "src/capi/ops/compress.rs",
     "src/capi/ops/decompress.rs",
@@ -82,6 +84,7 @@ fn config() -> Config {
         "mustafar_rows",
         "mustafar_backend",
         "mustafar_selection",
+        "mustafar_strategy",
         "mustafar_center_mode",
     ] {
         config.export.include.push(name.to_owned());

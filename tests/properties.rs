@@ -387,7 +387,7 @@ proptest! {
                 Selection::TokenReferenceTies { dropped } => {
                     bits.iter().map(|row| reference::prune_reference_ties(row, dropped)).collect()
                 }
-                _ => bits.chunks(32).flat_map(|group| reference::prune_channel(group, pick(32))).collect(),
+                _ => bits.chunks(32).flat_map(|group| reference::prune_channel(dtype, group, pick(32), None)).collect(),
             }
         };
         let rows: Vec<Vec<Vec<Row>>> =
@@ -400,6 +400,7 @@ proptest! {
                 x: pruned.view_mut(),
                 selection,
                 weights: weights.as_ref().map(|w| Mem::host(w)),
+                token_weights: None,
                 mask: Some(MemMut::host(&mut mask[..])),
             };
             run::prune(&context, args).unwrap();

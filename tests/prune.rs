@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, foreign_stream, keeps, run,
+    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, cpu_contexts, foreign_stream,
+    keeps, run,
 };
 use mustafar::ops::{Prune, Selection, prune};
 use mustafar::reference::{self, Row};
@@ -18,14 +19,19 @@ fn run(
     weights: Option<&Vec<f32>>,
     mask: Option<&mut Bytes>,
 ) -> mustafar::Result<()> {
-    let weights = common::mem(weights);
+    // Of channels in token direction, of tokens in channel direction.
+    let (weights, token_weights) = match selection {
+        Selection::Channel { .. } => (None, common::mem(weights)),
+        _ => (common::mem(weights), None),
+    };
     let mask = mask.map(|mask| MemMut::host(&mut mask[..]));
-    run::prune(context, Prune { x: x.view_mut(), selection, weights, mask })
+    run::prune(context, Prune { x: x.view_mut(), selection, weights, token_weights, mask })
 }
 
 /// What the reference makes of every row, in the order of `x.indices()`.
 fn expected(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) -> Vec<Row> {
     let dim = x.shape.dim;
+    let weights_of_tokens = weights;
     let row = |(b, t, h)| x.row_bits(b, t, h);
     let indices = x.indices();
     match selection {
@@ -41,7 +47,11 @@ fn expected(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) -> Vec<
             // Groups of 32 consecutive tokens, one reference call each.
             let group = |b: usize, first: usize, h: usize| -> Vec<Row> {
                 let rows: Vec<Vec<u16>> = (first..first + 32).map(|t| row((b, t, h))).collect();
-                reference::prune_channel(&rows, keep)
+                let weight = |w: &Vec<f32>| -> Vec<f32> {
+                    let at = |t: usize| (b * x.shape.tokens + first + t) * x.shape.heads + h;
+                    (0..32).map(|t| w[at(t)]).collect()
+                };
+                reference::prune_channel(x.dtype, &rows, keep, weights_of_tokens.map(weight).as_deref())
             };
             let mut groups = std::collections::HashMap::new();
             let one = |&(b, t, h): &(usize, usize, usize)| {
@@ -64,7 +74,10 @@ fn check(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) {
             .collect()
     };
     let expected_mask: Vec<u8> = expected.iter().flat_map(bitmap).collect();
-    for context in contexts(&[1, 3]) {
+    // CUDA has no token weights.
+    let host_only = weights.is_some() && matches!(selection, Selection::Channel { .. });
+    let contexts = if host_only { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) };
+    for context in contexts {
         let mut mask = Bytes::poisoned(mask_bytes + 5);
         for with_mask in [true, false] {
             let mut out = x.clone();
@@ -106,8 +119,11 @@ fn channel_direction() {
             for groups in CHANNEL_GROUPS {
                 let (dtype, layout) = (*rng.pick(&DTYPES), *rng.pick(&Layout::ALL));
                 let x = Dense::random(&mut rng, dist, dtype, layout.shape(1, 32 * groups, 1, dim));
+                let weight = |rng: &mut Rng| *rng.pick(&[0.0, 1e-38, 0.3, 1.0, 1.0, 7.5, f32::INFINITY]);
+                let weights = (0..32 * groups).map(|_| weight(&mut rng)).collect();
                 for keep in [1, 10, 16, 31, 32] {
                     check(&x, Selection::Channel { keep }, None);
+                    check(&x, Selection::Channel { keep }, Some(&weights));
                 }
             }
         }
@@ -120,6 +136,8 @@ fn enough_work_for_threads() {
     let x = Dense::random(&mut rng, Dist::Outliers, DType::Bf16, Layout::Gaps.shape(3, 320, 3, 128));
     check(&x, Selection::Token { keep: 39 }, None);
     check(&x, Selection::Channel { keep: 10 }, None);
+    let weights = (0..3 * 320 * 3).map(|_| rng.normal().abs() as f32).collect();
+    check(&x, Selection::Channel { keep: 10 }, Some(&weights));
 }
 
 #[test]
@@ -202,8 +220,15 @@ fn bad_arguments() {
     refused(&new(DType::F16, 33, 64), channel(1), None, 528, message);
     let weights = vec![1.0; 128];
     let message = "weights is given; allowed: absent for channel direction and reference ties";
-    refused(&x, channel(1), Some(&weights), 512, message);
     refused(&x, ties(1), Some(&weights), 512, message);
+    let both = |selection, weights, token_weights| {
+        let mut x = x.clone();
+        let args = Prune { x: x.view_mut(), selection, weights, token_weights, mask: None };
+        run::prune(&Context::cpu(1).unwrap(), args).unwrap_err().to_string()
+    };
+    assert_eq!(both(channel(1), Some(Mem::host(&weights)), None), message);
+    let message = "token_weights is given; allowed: absent for token direction";
+    assert_eq!(both(token(1), None, Some(Mem::host(&weights))), message);
     let mut negative = weights.clone();
     negative[64] = -0.5;
     let message = "weights is -0.5 at head 1, channel 0; allowed: values of at least 0";
@@ -212,8 +237,13 @@ fn bad_arguments() {
     refused(&x, token(1), None, 511, "mask has 511 bytes; needed: 512");
     let error = {
         let mut x = x.clone();
-        let args =
-            Prune { x: x.view_mut(), selection: token(1), weights: Some(Mem::host(&weights)), mask: None };
+        let args = Prune {
+            x: x.view_mut(),
+            selection: token(1),
+            weights: Some(Mem::host(&weights)),
+            token_weights: None,
+            mask: None,
+        };
         prune(&Context::cpu(1).unwrap(), foreign_stream(), args).unwrap_err()
     };
     assert_eq!(error.to_string(), "stream is 0x1; allowed: null on the CPU backend");
@@ -225,7 +255,13 @@ fn rows_that_overlap_are_refused() {
     let mut x = Dense::poisoned(DType::F16, Layout::TokensFirst.shape(1, 32, 2, 64));
     let mut view = x.view_mut();
     view.shape.token_stride = 64;
-    let args = Prune { x: view, selection: Selection::Token { keep: 1 }, weights: None, mask: None };
+    let args = Prune {
+        x: view,
+        selection: Selection::Token { keep: 1 },
+        weights: None,
+        token_weights: None,
+        mask: None,
+    };
     let error = run::prune(&Context::cpu(1).unwrap(), args).unwrap_err();
     let message = "x is strided 4096/64/64; allowed: strides under which no two rows overlap";
     assert_eq!(error.to_string(), message);

@@ -1,12 +1,24 @@
-//! What a sparsity costs on a text:
-//! `cargo run --release --example evaluate -- perplexity --text FILE --prefill 2048 --score 256 --k-sparsity 0.5
-//! --v-sparsity 0.5`
+//! What pruning costs. One policy on one text, all strategies on several texts, and whether facts are found again:
+//!
+//! ```text
+//! cargo run --release --example evaluate -- perplexity --text FILE --k-sparsity 0.5 --v-sparsity 0.5
+//! cargo run --release --example evaluate -- strategies --text FILE --text FILE --svg strategies.svg
+//! cargo run --release --example evaluate -- passkey --text FILE --recipe Kt_Mag+Vt_Mag --sparsity 0.7 --svg passkey.svg
+//! ```
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../../tests/llama/mod.rs"]
 mod llama;
 
 mod common;
+#[path = "evaluate/passkey.rs"]
+mod passkey;
+#[path = "evaluate/plot.rs"]
+mod plot;
+#[path = "evaluate/recipe.rs"]
+mod recipe;
+#[path = "evaluate/strategies.rs"]
+mod strategies;
 
 use clap::{Args, Parser, Subcommand};
 use common::{ModelOptions, PolicyOptions, bar, sparsity};
@@ -26,6 +38,10 @@ struct Cli {
 enum What {
     /// Perplexity, top-1 agreement and KL divergence against the dense cache
     Perplexity(Perplexity),
+    /// The same for each strategy at several sparsities, over several texts
+    Strategies(strategies::Strategies),
+    /// Whether a number is found in a long text, by length and depth
+    Passkey(passkey::Passkey),
 }
 
 #[derive(Debug, Args)]
@@ -55,8 +71,12 @@ struct Perplexity {
 }
 
 fn main() -> ExitCode {
-    let What::Perplexity(args) = Cli::parse().what;
-    match run(&args) {
+    let done = match Cli::parse().what {
+        What::Perplexity(args) => run(&args),
+        What::Strategies(args) => strategies::run(&args),
+        What::Passkey(args) => passkey::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,46 +1,47 @@
 //! Appending: new tokens to sinks and window, and whole groups to pages once the window is full.
 
 use super::copy::Place;
-use super::sequences::{Progress, Sequence};
-use super::{Cache, CenterMode, SequenceId};
+use super::sequences::{Progress, Recent, Sequence};
+use super::{Cache, CacheQueries, SequenceId};
 use crate::backend::{Run, Stream};
-use crate::cpu::median::median;
-use crate::cuda;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
-use crate::ops::{self, Append, AppendSide, Center};
-use crate::pool::PagePoolMut;
+use crate::ops::check;
+use crate::strategy::Strategy;
 use crate::tensor::Tensor;
 
 /// What appending does to one layer of one sequence. Of the new tokens the first go to the sinks, the others behind
 /// the window; then the oldest `compress` tokens of window and new ones go to pages.
-struct Plan {
-    row: usize,
-    before: Progress,
+pub(super) struct Plan {
+    pub(super) row: usize,
+    pub(super) before: Progress,
+    /// Queries remembered after it.
+    pub(super) recent: Recent,
     /// New tokens that are sinks.
     sinks: usize,
     /// Tokens in the window before.
     window: usize,
-    compress: usize,
+    pub(super) compress: usize,
     /// Range of the sequence's page list that is written.
-    first_page: usize,
+    pub(super) first_page: usize,
     end_page: usize,
     /// How many of these pages have to be taken from the free ones.
     fresh: usize,
-    pages: Vec<Target>,
+    pub(super) pages: Vec<Target>,
 }
 
 /// A page to write.
 #[derive(Clone, Copy)]
-struct Target {
-    page: u32,
+pub(super) struct Target {
+    pub(super) page: u32,
     /// The page that the sequence holds in its place; `page` itself if it is written where it is.
-    replaces: Option<u32>,
+    pub(super) replaces: Option<u32>,
 }
 
 impl Plan {
     /// Tokens compressed out of the window; the rest come straight from the new tokens.
-    fn old_tokens(&self) -> usize {
+    pub(super) fn old_tokens(&self) -> usize {
         self.compress.min(self.window)
     }
 
@@ -60,10 +61,10 @@ impl Cache {
         stream: Stream,
         layer: usize,
         sequences: &[SequenceId],
-        k: Tensor<'_>,
-        v: Tensor<'_>,
+        [k, v]: [Tensor<'_>; 2],
+        queries: Option<CacheQueries<'_>>,
     ) -> Result<()> {
-        let appended = self.append_checked(stream, layer, sequences, k, v);
+        let appended = self.append_checked(stream, layer, sequences, [k, v], queries);
         let sent = self.staging.finish(stream);
         appended.and(sent)
     }
@@ -73,8 +74,8 @@ impl Cache {
         stream: Stream,
         layer: usize,
         sequences: &[SequenceId],
-        k: Tensor<'_>,
-        v: Tensor<'_>,
+        [k, v]: [Tensor<'_>; 2],
+        queries: Option<CacheQueries<'_>>,
     ) -> Result<()> {
         stream.check(&self.context)?;
         self.check_layer(layer)?;
@@ -84,11 +85,19 @@ impl Cache {
         if v.shape.tokens != k.shape.tokens {
             return Err(Error::invalid("v.tokens", v.shape.tokens, format!("k.tokens ({})", k.shape.tokens)));
         }
+        if let Some(queries) = &queries {
+            self.check_queries(queries, sequences.len(), k.shape.tokens)?;
+        }
+        // What no strategy needs is not remembered.
+        let queries = queries.filter(|_| self.config.needs_queries());
 
         let mut plans = sequences
             .iter()
-            .map(|&id| Ok(self.plan(layer, self.sequences.get("sequences", id)?, k.shape.tokens)))
+            .map(|&id| {
+                Ok(self.plan(layer, self.sequences.get("sequences", id)?, k.shape.tokens, queries.as_ref()))
+            })
             .collect::<Result<Vec<_>>>()?;
+        plans.iter().try_for_each(|plan| self.check_recent(plan))?;
         let needed = plans.iter().map(|plan| plan.fresh).sum();
         if needed > self.pages.free() {
             return Err(Error::CacheFull { what: "pages", needed, free: self.pages.free() });
@@ -96,10 +105,20 @@ impl Cache {
         for (plan, &id) in plans.iter_mut().zip(sequences) {
             self.take_pages(plan, id)?;
         }
+        if let Some(CacheQueries { q, lse, .. }) = &queries {
+            for (b, plan) in plans.iter().enumerate() {
+                let q = q.tokens("queries.q", b, 0, q.shape.tokens)?;
+                let lse = lse.map(|lse| lse.tokens("queries.lse", b, 0, lse.shape.tokens)).transpose()?;
+                self.scores.observe(layer, plan.row, &q, lse.as_ref(), plan.recent.end())?;
+            }
+        }
         // What is written here is free or lies past what any sequence holds: until `commit` nothing has changed.
         let compressed = plans.iter().enumerate().try_for_each(|(b, plan)| match plan.compress {
             0 => Ok(()),
-            _ => self.compress(stream, layer, plan, b, k, v),
+            _ => {
+                let (from, to) = plan.new_tokens();
+                self.compress(stream, layer, plan, [k.tokens("k", b, from, to)?, v.tokens("v", b, from, to)?])
+            }
         });
         if let Err(error) = compressed {
             for page in plans.iter().flat_map(Plan::fresh_pages) {
@@ -133,9 +152,56 @@ impl Cache {
         }
     }
 
-    fn plan(&self, layer: usize, sequence: &Sequence, tokens: usize) -> Plan {
+    fn check_queries(&self, queries: &CacheQueries<'_>, sequences: usize, tokens: usize) -> Result<()> {
+        let (config, s) = (&self.config, queries.q.shape);
+        check::dtype("queries.q.dtype", queries.q.dtype, &[DType::F16, DType::Bf16, DType::F32])?;
+        check::same("queries.q.batch", s.batch, sequences, "sequences")?;
+        check::same("queries.q.heads", s.heads, config.q_heads, "q_heads of the cache")?;
+        check::same("queries.q.dim", s.dim, config.k.head_dim(), "head_dim of the keys")?;
+        if s.tokens == 0 || s.tokens > tokens {
+            let allowed = format!("1 to {tokens}, the tokens that are appended");
+            return Err(Error::invalid("queries.q.tokens", s.tokens, allowed));
+        }
+        if let Some(lse) = &queries.lse {
+            check::dtype("queries.lse.dtype", lse.dtype, &[DType::F32])?;
+            check::same("queries.lse.batch", lse.shape.batch, sequences, "sequences")?;
+            check::same("queries.lse.tokens", lse.shape.tokens, s.tokens, "tokens of queries.q")?;
+            check::same("queries.lse.heads", lse.shape.heads, config.q_heads, "q_heads of the cache")?;
+            check::same("queries.lse.dim", lse.shape.dim, 1, "one value per query and head")?;
+        } else if config.v_strategy.needs_queries() {
+            return Err(Error::invalid("queries.lse", "absent", format!("given for {}", config.v_strategy)));
+        }
+        check::scalars(queries.scale, queries.softcap, queries.sliding_window)
+    }
+
+    /// Refuses a compression whose scores need queries where none are remembered.
+    fn check_recent(&self, plan: &Plan) -> Result<()> {
+        let fixed = |strategy: Strategy| strategy.is_structured() && plan.before.compressed > 0;
+        let strategies = [self.config.k_strategy, self.config.v_strategy];
+        let needs = strategies.into_iter().find(|s| s.needs_queries() && !fixed(*s));
+        match needs.filter(|_| plan.compress > 0 && plan.recent.count() == 0) {
+            Some(strategy) => Err(Error::invalid(
+                "queries",
+                "absent",
+                format!("the newest queries, with these tokens or by an attend before, for {strategy}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn plan(
+        &self,
+        layer: usize,
+        sequence: &Sequence,
+        tokens: usize,
+        queries: Option<&CacheQueries<'_>>,
+    ) -> Plan {
         let config = &self.config;
         let before = sequence.layers[layer];
+        let mut recent = before.recent;
+        if let Some(queries) = queries {
+            recent.add(before.tokens + tokens, queries.q.shape.tokens, queries.scoring());
+        }
         let sinks = (config.sinks - before.sinks(config)).min(tokens);
         let window = before.window(config);
         let dense = window + tokens - sinks;
@@ -152,6 +218,7 @@ impl Cache {
         Plan {
             row: sequence.row,
             before,
+            recent,
             sinks,
             window,
             compress,
@@ -174,82 +241,6 @@ impl Cache {
                 Some(page) if !self.pages.is_shared(page) => Target { page, replaces: held },
                 _ => Target { page: self.pages.take(), replaces: held },
             });
-        }
-        Ok(())
-    }
-
-    /// Writes the pages of one sequence.
-    fn compress(
-        &mut self,
-        stream: Stream,
-        layer: usize,
-        plan: &Plan,
-        b: usize,
-        k: Tensor<'_>,
-        v: Tensor<'_>,
-    ) -> Result<()> {
-        let bytes = self.geometry.page;
-        for target in &plan.pages {
-            let Some(from) = target.replaces.filter(|&from| from != target.page) else { continue };
-            // Other layers may have tokens in any page that the sequence holds.
-            for layer in 0..self.config.layers {
-                let first = layer * self.geometry.layer_pages;
-                self.pool.copy_within(
-                    stream,
-                    first + from as usize * bytes,
-                    first + target.page as usize * bytes,
-                    bytes,
-                )?;
-            }
-        }
-
-        let page_tokens = self.config.k.page_tokens();
-        let slots = &mut self.scratch.slots;
-        slots.clear();
-        slots.extend((plan.before.compressed..plan.before.compressed + plan.compress).map(|t| {
-            let page = plan.pages[t / page_tokens - plan.first_page].page;
-            (page as usize * page_tokens + t % page_tokens) as i64
-        }));
-        let old = plan.old_tokens();
-        let (from, to) = plan.new_tokens();
-        let k_parts =
-            [self.windows.k.tensor(layer)?.tokens("k", plan.row, 0, old)?, k.tokens("k", b, from, to)?];
-        let v_parts =
-            [self.windows.v.tensor(layer)?.tokens("v", plan.row, 0, old)?, v.tokens("v", b, from, to)?];
-        let center_at = self.geometry.center_at(&self.config, layer, plan.row);
-        if self.config.center == CenterMode::Median && plan.before.compressed == 0 {
-            match self.context.run() {
-                Run::Cpu(cpu) => {
-                    let center = median(cpu.threads, "k", &k_parts)?;
-                    let bytes: Vec<u8> = center.into_iter().flat_map(f32::to_ne_bytes).collect();
-                    self.centers.write(center_at, &bytes)?;
-                }
-                Run::Cuda(device) => {
-                    let out = self.centers.mem_mut().skip("center", center_at)?;
-                    cuda::median(device, stream, &k_parts, out)?;
-                }
-            }
-        }
-        let center = match self.config.center {
-            CenterMode::None => None,
-            CenterMode::Median => {
-                Some(Center { values: self.centers.mem().skip("center", center_at)?, batch: 1 })
-            }
-        };
-        let slots = [&slots[..old], &slots[old..]];
-        for ((k, v), slots) in k_parts.into_iter().zip(v_parts).zip(slots) {
-            if slots.is_empty() {
-                continue;
-            }
-            let mem = self.pool.mem_mut().skip("pages", layer * self.geometry.layer_pages)?;
-            let (k_pool, v_pool) = PagePoolMut::pair("pages", mem, self.geometry.layouts)?;
-            let args = Append {
-                k: Some(AppendSide { x: k, pool: k_pool, weights: None, center }),
-                v: Some(AppendSide { x: v, pool: v_pool, weights: None, center: None }),
-                slots: self.staging.send(stream, slots)?,
-                sequence: None,
-            };
-            ops::append(&self.context, stream, args)?;
         }
         Ok(())
     }
@@ -300,6 +291,7 @@ impl Cache {
         let progress = &mut sequence.layers[layer];
         progress.tokens += tokens;
         progress.compressed += plan.compress;
+        progress.recent = plan.recent;
         Ok(())
     }
 }

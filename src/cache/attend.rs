@@ -1,17 +1,20 @@
 //! Attention over a batch of sequences of one layer.
 
 use super::buffer::{Buffer, Staging};
-use super::config::{CacheConfig, CenterMode, Geometry};
+use super::config::{CacheConfig, CenterMode};
 use super::copy::{Place, copy_tokens};
 use super::dense::DenseTokens;
+use super::geometry::Segment;
+use super::sequences::Scoring;
 use super::{Cache, CacheAttend, SequenceId};
 use crate::backend::{Backend, Context, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
-use crate::ops::{self, Attend, Center, Compressed, Dense};
+use crate::ops::{self, Attend, Center, Compressed, Dense, check};
 use crate::pool::{PagePool, Sequences};
 use crate::tensor::{Shape, Tensor, TensorMut};
+use std::ops::Range;
 
 /// Query tokens per sequence that the workspace is planned for.
 const PLANNED_QUERIES: usize = 16;
@@ -67,7 +70,6 @@ impl Scratch {
 /// The buffers an attention reads.
 struct Memory<'a> {
     config: &'a CacheConfig,
-    geometry: &'a Geometry,
     pool: &'a Buffer,
     windows: &'a DenseTokens,
     sinks: &'a DenseTokens,
@@ -83,6 +85,18 @@ struct Query<'a> {
     sliding_window: Option<usize>,
     out: TensorMut<'a>,
     lse: Option<TensorMut<'a>>,
+}
+
+impl Query<'_> {
+    /// What concerns some query heads.
+    fn heads(&mut self, heads: &Range<usize>) -> Result<Query<'_>> {
+        Ok(Query {
+            q: self.q.heads("q", heads)?,
+            out: self.out.heads("out", heads)?,
+            lse: self.lse.as_mut().map(|lse| lse.heads("lse", heads)).transpose()?,
+            ..*self
+        })
+    }
 }
 
 impl Cache {
@@ -101,20 +115,57 @@ impl Cache {
             let allowed = format!("a multiple of the {} sequences", sequences.len());
             return Err(Error::invalid("q.tokens", q.shape.tokens, allowed));
         }
+        let each = q.shape.tokens / sequences.len();
+        check::same("q.heads", q.shape.heads, self.config.q_heads, "q_heads of the cache")?;
+        check::same("out.heads", out.shape.heads, self.config.q_heads, "q_heads of the cache")?;
         self.gather(layer, sequences)?;
         self.gather_centers(stream, layer)?;
+        let scoring = Scoring { scale, softcap, sliding_window };
+        let needs_lse = self.geometry.lse > 0;
+        if needs_lse && self.batch_lse.len() < q.shape.tokens * self.geometry.lse {
+            self.batch_lse = Buffer::zeroed(&self.context, q.shape.tokens * self.geometry.lse)?;
+        }
         let Self { context, config, geometry, pool, windows, sinks, scratch, workspace, .. } = self;
         let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
-        let memory = Memory { config, geometry, pool, windows, sinks, centers, split_tokens };
-        let query = Query { q, scale, softcap, sliding_window, out, lse };
+        let memory = Memory { config, pool, windows, sinks, centers, split_tokens };
+        let lse = match lse {
+            Some(lse) => {
+                check::same("lse.heads", lse.shape.heads, config.q_heads, "q_heads of the cache")?;
+                Some(lse)
+            }
+            None if needs_lse => {
+                let shape = Shape::contiguous(1, q.shape.tokens, config.q_heads, 1)?;
+                Some(TensorMut::new("lse", self.batch_lse.mem_mut(), DType::F32, shape)?)
+            }
+            None => None,
+        };
+        let mut query = Query { q, scale, softcap, sliding_window, out, lse };
         let max_len = scratch.compressed.iter().max().map_or(0, |&n| n as usize);
         let arrays = scratch.send(&mut self.staging, stream)?;
-        let args = memory.attend(layer, sequences.len(), max_len, &arrays, query)?;
-        let needed = ops::attend_workspace(context, &args)?;
-        if needed > workspace.len() {
-            *workspace = Buffer::zeroed(context, needed)?;
+        for segment in geometry.segments(layer) {
+            let of_heads = query.heads(&segment.q_heads(config.q_heads / config.kv_heads))?;
+            let args = memory.attend(layer, &segment, sequences.len(), max_len, &arrays, of_heads)?;
+            let needed = ops::attend_workspace(context, &args)?;
+            if needed > workspace.len() {
+                *workspace = Buffer::zeroed(context, needed)?;
+            }
+            ops::attend(context, stream, args, workspace.mem_mut())?;
         }
-        ops::attend(context, stream, args, workspace.mem_mut())
+        if !config.needs_queries() || each == 0 {
+            return Ok(());
+        }
+        let lse = query.lse.as_ref().filter(|_| needs_lse);
+        let lse = lse.map(|lse| Tensor { mem: lse.mem.as_ref(), dtype: lse.dtype, shape: lse.shape });
+        for (b, &id) in sequences.iter().enumerate() {
+            let sequence = self.sequences.get_mut("sequences", id)?;
+            let progress = &mut sequence.layers[layer];
+            let of_sequence = b * each..(b + 1) * each;
+            let q = q.tokens("q", 0, of_sequence.start, of_sequence.end)?;
+            let lse = lse.map(|lse| lse.tokens("lse", 0, of_sequence.start, of_sequence.end)).transpose()?;
+            self.scores.observe(layer, sequence.row, &q, lse.as_ref(), progress.tokens)?;
+            progress.recent.add(progress.tokens, each, scoring);
+        }
+        Ok(())
     }
 
     /// Workspace for 16 query tokens per sequence, in a batch of `max_sequences` that share `max_tokens` evenly or of
@@ -122,22 +173,31 @@ impl Cache {
     pub(super) fn planned_workspace(&self) -> Result<usize> {
         let Self { context, config, geometry, pool, windows, sinks, .. } = self;
         let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
-        let memory = Memory { config, geometry, pool, windows, sinks, centers, split_tokens };
+        let memory = Memory { config, pool, windows, sinks, centers, split_tokens };
         let scratch = Scratch { table_stride: geometry.num_pages, ..Scratch::default() };
         let arrays = scratch.send(&mut Staging::Host, Stream::NONE)?;
         let tokens = geometry.num_pages * config.k.page_tokens();
-        let needed = |batch: usize| {
-            let shape = |dim| Shape::contiguous(1, batch * PLANNED_QUERIES, config.q_heads, dim);
+        let needed = |batch: usize, layer: usize, segment: &Segment| {
+            let q_heads = segment.q_heads(config.q_heads / config.kv_heads).len();
+            let shape = |dim| Shape::contiguous(1, batch * PLANNED_QUERIES, q_heads, dim);
             // Sizes only: a workspace does not depend on contents.
             let q =
                 Tensor { mem: Mem::host::<f32>(&[]), dtype: DType::F32, shape: shape(config.k.head_dim())? };
             let out = shape(config.v.head_dim())?;
             let out = TensorMut { mem: MemMut::host::<f32>(&mut []), dtype: DType::F32, shape: out };
             let query = Query { q, scale: None, softcap: None, sliding_window: None, out, lse: None };
-            let args = memory.attend(0, batch, tokens.div_ceil(batch), &arrays, query)?;
+            let args = memory.attend(layer, segment, batch, tokens.div_ceil(batch), &arrays, query)?;
             ops::attend_workspace(context, &args)
         };
-        Ok(needed(1)?.max(needed(config.max_sequences)?))
+        let mut most = 0;
+        for layer in geometry.distinct_layers() {
+            for segment in geometry.segments(layer) {
+                for batch in [1, config.max_sequences] {
+                    most = most.max(needed(batch, layer, &segment)?);
+                }
+            }
+        }
+        Ok(most)
     }
 
     /// Fills the scratch arrays for a batch.
@@ -171,11 +231,9 @@ impl Cache {
         }
         let (config, rows) = (&self.config, &self.scratch.rows);
         // float32 centres, as the 16-bit halves that tokens are copied in.
-        let shape = |rows| Shape::contiguous(rows, 1, config.kv_heads, 2 * config.k.head_dim());
-        let from = shape(config.layers * config.max_sequences)?;
-        let from = Tensor::new("centers", self.centers.mem(), DType::F16, from)?;
-        let to = shape(config.max_sequences)?;
-        let to = TensorMut::new("centers", self.batch_centers.mem_mut(), DType::F16, to)?;
+        let shape = |rows, heads| Shape::contiguous(rows, 1, heads, 2 * config.k.head_dim());
+        let from = shape(config.layers * config.max_sequences, config.kv_heads)?;
+        let from = Tensor::new("centers", self.centers.mem(0, 0)?, DType::F16, from)?;
         let place = |(to_row, &row): (usize, &i32)| Place {
             from_row: layer * config.max_sequences + row as usize,
             from_token: 0,
@@ -184,25 +242,39 @@ impl Cache {
             tokens: 1,
         };
         let places: Vec<Place> = rows.iter().enumerate().map(place).collect();
-        copy_tokens(&self.context, &mut self.staging, stream, &mut [(from, to)], &places)
+        for segment in self.geometry.segments(layer) {
+            let to = shape(config.max_sequences, segment.heads.len())?;
+            let mem = self.batch_centers.mem_mut().skip("centers", batch_centers_at(config, &segment))?;
+            let to = TensorMut::new("centers", mem, DType::F16, to)?;
+            let from = from.heads("centers", &segment.heads)?;
+            copy_tokens(&self.context, &mut self.staging, stream, &mut [(from, to)], &places)?;
+        }
+        Ok(())
     }
+}
+
+/// Where the centres of a segment's heads for a batch start, in bytes: each segment has `[max_sequences][heads][head_dim]`.
+fn batch_centers_at(config: &CacheConfig, segment: &Segment) -> usize {
+    config.max_sequences * segment.heads.start * config.k.head_dim() * size_of::<f32>()
 }
 
 impl<'a> Memory<'a> {
     fn attend(
         &self,
         layer: usize,
+        segment: &Segment,
         batch: usize,
         max_len: usize,
         arrays: &Arrays<'a>,
         query: Query<'a>,
     ) -> Result<Attend<'a>> {
         let dense = |tokens: &'a DenseTokens, lens: Mem<'a>| -> Result<_> {
-            let (k, v) = (tokens.k.tensor(layer)?, tokens.v.tensor(layer)?);
+            let k = tokens.k.tensor(layer)?.heads("dense.k", &segment.heads)?;
+            let v = tokens.v.tensor(layer)?.heads("dense.v", &segment.heads)?;
             Ok(Dense { k, v, lens, rows: Some(arrays.rows) })
         };
-        let mem = self.pool.mem().skip("pages", layer * self.geometry.layer_pages)?;
-        let (k, v) = PagePool::pair("pages", mem, self.geometry.layouts)?;
+        let mem = self.pool.mem().skip("pages", segment.at(0))?;
+        let (k, v) = PagePool::pair("pages", mem, segment.layouts)?;
         let sequences = Sequences {
             batch,
             table: Some(arrays.table),
@@ -213,7 +285,10 @@ impl<'a> Memory<'a> {
         };
         let k_center = match self.config.center {
             CenterMode::None => None,
-            CenterMode::Median => Some(Center { values: self.centers.mem(), batch }),
+            CenterMode::Median => {
+                let values = self.centers.mem().skip("centers", batch_centers_at(self.config, segment))?;
+                Some(Center { values, batch })
+            }
         };
         let Query { q, scale, softcap, sliding_window, out, lse } = query;
         Ok(Attend {

@@ -1,9 +1,11 @@
 //! Configuration of a cache.
 
+use super::geometry::Geometry;
 use crate::dtype::{DType, ValueType};
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
-use crate::pool::PoolLayout;
+use crate::strategy::{Side, Strategy};
+use std::ops::Range;
 
 /// Whether keys are centred before they are pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -28,6 +30,20 @@ impl CenterMode {
     }
 }
 
+/// Page formats of some heads of some layers, in place of those of the whole cache. A head is left dense by a format that
+/// keeps everything: `keep` = head_dim, or in channel direction 32 of 32 tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HeadFormats {
+    /// Layers, not empty.
+    pub layers: Range<usize>,
+    /// KV heads, not empty.
+    pub heads: Range<usize>,
+    /// Format of key pages; of [`CacheConfig::k`] only the number kept may differ.
+    pub k: PageFormat,
+    /// Format of value pages; likewise.
+    pub v: PageFormat,
+}
+
 /// Shape and policy of a [`super::Cache`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheConfig {
@@ -37,13 +53,20 @@ pub struct CacheConfig {
     pub q_heads: usize,
     /// KV heads, at least 1.
     pub kv_heads: usize,
-    /// Format of key pages; uniform.
+    /// How keys are chosen.
+    pub k_strategy: Strategy,
+    /// How values are chosen.
+    pub v_strategy: Strategy,
+    /// Format of key pages, which says how many are kept: as [`Strategy::page_format`] gives it, uniform in token
+    /// direction, ragged in channel direction.
     pub k: PageFormat,
-    /// Format of value pages; uniform, same page_tokens as `k`.
+    /// Format of value pages; likewise, same page_tokens as `k`.
     pub v: PageFormat,
     /// Type of the tokens that pages of 8-bit values are made from, f16 or bf16. For pages of 16-bit values tokens have
     /// the type of these.
     pub scaled_from: DType,
+    /// Layers and heads whose pages have other formats: more kept, or less. Of several that name a head the last counts.
+    pub overrides: Vec<HeadFormats>,
     /// R: the newest tokens that are never compressed, at least 1.
     pub window: usize,
     /// Tokens compressed together once the window holds `window + group`; a multiple of page_tokens.
@@ -59,7 +82,7 @@ pub struct CacheConfig {
 }
 
 impl CacheConfig {
-    /// The defaults of this library for a model: f16 pages of 64 tokens, R = 32, group 256, 4 sinks, no centre, one
+    /// The defaults of this library for a model: magnitude in token direction, f16 pages of 64 tokens, R = 32, group 256, 4 sinks, no centre, one
     /// sequence of `max_tokens` tokens.
     ///
     /// # Errors
@@ -77,9 +100,12 @@ impl CacheConfig {
             layers,
             q_heads,
             kv_heads,
+            k_strategy: Strategy::KtMag,
+            v_strategy: Strategy::VtMag,
             k: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_k)?,
             v: PageFormat::uniform(ValueType::F16, head_dim, 64, keep_v)?,
             scaled_from: DType::F16,
+            overrides: Vec::new(),
             window: 32,
             group: 256,
             sinks: 4,
@@ -112,11 +138,10 @@ impl CacheConfig {
             let allowed = format!("a multiple of kv_heads ({})", self.kv_heads);
             return Err(Error::invalid("q_heads", self.q_heads, allowed));
         }
-        for (argument, format) in [("k", self.k), ("v", self.v)] {
-            if format.keep().is_none() {
-                return Err(Error::invalid(argument, "a ragged page format", "uniform page formats"));
-            }
-        }
+        self.k_strategy.check_side("k_strategy", Side::K)?;
+        self.v_strategy.check_side("v_strategy", Side::V)?;
+        self.k_strategy.keep("k", &self.k)?;
+        self.v_strategy.keep("v", &self.v)?;
         if self.scaled_from == DType::F32 {
             return Err(Error::invalid("scaled_from", self.scaled_from, "f16, bf16"));
         }
@@ -125,6 +150,7 @@ impl CacheConfig {
             let allowed = format!("that of k ({page_tokens})");
             return Err(Error::invalid("v.page_tokens", self.v.page_tokens(), allowed));
         }
+        self.overrides.iter().try_for_each(|formats| self.check_override(formats))?;
         if self.group == 0 || !self.group.is_multiple_of(page_tokens) {
             let allowed = format!("a positive multiple of page_tokens ({page_tokens})");
             return Err(Error::invalid("group", self.group, allowed));
@@ -146,72 +172,54 @@ impl CacheConfig {
         Geometry::new(self).map(|_| ())
     }
 
+    fn check_override(&self, formats: &HeadFormats) -> Result<()> {
+        let ranges = [
+            ("overrides.layers", &formats.layers, self.layers),
+            ("overrides.heads", &formats.heads, self.kv_heads),
+        ];
+        for (argument, range, end) in ranges {
+            if range.is_empty() || range.end > end {
+                return Err(Error::invalid(
+                    argument,
+                    format!("{range:?}"),
+                    format!("not empty, within 0..{end}"),
+                ));
+            }
+        }
+        self.k_strategy.keep("overrides.k", &formats.k)?;
+        self.v_strategy.keep("overrides.v", &formats.v)?;
+        let sides = [("overrides.k", formats.k, self.k), ("overrides.v", formats.v, self.v)];
+        for (argument, found, all) in sides {
+            let of = |f: PageFormat| {
+                format!("{} of {} tokens x {}", f.value_type(), f.page_tokens(), f.head_dim())
+            };
+            if of(found) != of(all) {
+                return Err(Error::invalid(argument, of(found), format!("{}, as everywhere else", of(all))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Formats of K and V pages of a head.
+    pub(super) fn formats(&self, layer: usize, head: usize) -> (PageFormat, PageFormat) {
+        let mut overrides = self.overrides.iter().rev();
+        let own = overrides.find(|o| o.layers.contains(&layer) && o.heads.contains(&head));
+        own.map_or((self.k, self.v), |own| (own.k, own.v))
+    }
+
+    /// Whether some pages are filled tokens of 32 at a time.
+    pub(super) fn is_channel(&self) -> bool {
+        self.k_strategy.is_channel() || self.v_strategy.is_channel()
+    }
+
+    /// Whether a score needs the last queries.
+    pub(super) fn needs_queries(&self) -> bool {
+        self.k_strategy.needs_queries() || self.v_strategy.needs_queries()
+    }
+
     /// Type of the tokens that pages of this format, `k` or `v`, are made from; also that of window and sinks.
     #[must_use]
     pub fn dtype(&self, format: PageFormat) -> DType {
         format.value_type().dtype().unwrap_or(self.scaled_from)
-    }
-}
-
-/// Sizes that follow from a configuration, in bytes unless said otherwise.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Geometry {
-    /// Pages of each layer, a number.
-    pub(super) num_pages: usize,
-    /// Layouts of the K and V pages of one layer.
-    pub(super) layouts: (PoolLayout, PoolLayout),
-    /// One page number in one layer: K and V pages of all heads.
-    pub(super) page: usize,
-    /// All pages of one layer.
-    pub(super) layer_pages: usize,
-    /// All pages.
-    pub(super) pages: usize,
-    /// One dense token of one layer: K and V of all heads.
-    pub(super) token: usize,
-    /// The centre of one layer of one sequence; 0 without centre.
-    pub(super) center: usize,
-    /// All centres.
-    pub(super) centers: usize,
-    /// Everything but the workspace.
-    pub(super) total: usize,
-}
-
-impl Geometry {
-    fn new(config: &CacheConfig) -> Result<Self> {
-        let product = |argument, factors: &[usize]| {
-            factors.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or(Error::Overflow { argument })
-        };
-        let num_pages = config.max_tokens.div_ceil(config.k.page_tokens());
-        let layouts = PoolLayout::pair(config.k, config.v, num_pages, config.kv_heads)?;
-        let page = layouts.0.page_stride;
-        let layer_pages = product("max_tokens", &[num_pages, page])?;
-        let row = |format: PageFormat| format.head_dim() * config.dtype(format).bytes();
-        let token = product("kv_heads", &[config.kv_heads, row(config.k) + row(config.v)])?;
-        let center = match config.center {
-            CenterMode::None => 0,
-            CenterMode::Median => {
-                product("kv_heads", &[config.kv_heads, config.k.head_dim(), size_of::<f32>()])?
-            }
-        };
-        let pages = product("layers", &[config.layers, layer_pages])?;
-        let dense = config.sinks + config.window + config.group;
-        let dense = product("max_sequences", &[config.layers, config.max_sequences, dense, token])?;
-        let centers = product("max_sequences", &[config.layers, config.max_sequences, center])?;
-        let total = pages
-            .checked_add(dense)
-            .and_then(|n| n.checked_add(centers))
-            .ok_or(Error::Overflow { argument: "layers" })?;
-        Ok(Self { num_pages, layouts, page, layer_pages, pages, token, center, centers, total })
-    }
-
-    /// Byte offset of the centre of a layer of the sequence in this row.
-    pub(super) fn center_at(&self, config: &CacheConfig, layer: usize, row: usize) -> usize {
-        (layer * config.max_sequences + row) * self.center
-    }
-
-    /// The sizes of a configuration after all its checks.
-    pub(super) fn checked(config: &CacheConfig) -> Result<Self> {
-        config.check()?;
-        Self::new(config)
     }
 }

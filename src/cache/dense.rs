@@ -134,6 +134,11 @@ impl Side {
         Tensor::new(self.argument, mem, self.dtype, self.shape)
     }
 
+    /// The first `len` tokens of a row.
+    pub(super) fn front(&self, layer: usize, row: usize, len: usize) -> Result<Tensor<'_>> {
+        self.tensor(layer)?.tokens(self.argument, row, 0, len)
+    }
+
     fn tensor_mut(&mut self, layer: usize) -> Result<TensorMut<'_>> {
         let first = self.at(layer, 0);
         let mem = self.buffer.mem_mut().skip(self.argument, first)?;

@@ -6,10 +6,11 @@
 //! `floor((T - sinks - window) / group) * group` are compressed, or none, however the tokens were split over calls.
 //!
 //! Memory, each one allocation for all layers:
-//! - pages `[layers][pages][kv_heads][K page | V page]`. A sequence has one list of page numbers for all its layers,
+//! - pages `[layers][pages][kv_heads][K page | V page]`; heads whose formats differ have their own `[pages][heads]`. A sequence has one list of page numbers for all its layers,
 //!   and forks share pages until one of them writes into a page the other holds: then it gets a copy.
 //! - window `[layers][max_sequences][window + group][kv_heads][head_dim]`, K and V; sinks likewise.
 //! - centres `[layers][max_sequences][kv_heads][head_dim]`, f32, if keys are centred.
+//! - the last 32 queries `[layers][max_sequences][32][q_heads][head_dim]`, f32, if a strategy judges by them.
 //! - one workspace for the attention of every layer.
 //!
 //! On CUDA all of it is device memory, and so is what callers pass. `append` and `attend` are submitted to the stream and do
@@ -57,14 +58,18 @@
 mod append;
 mod attend;
 mod buffer;
+mod compress;
 mod config;
 mod copy;
 mod dense;
+mod geometry;
 mod pages;
+mod rows;
+mod scores;
 mod sequences;
 mod snapshot;
 
-pub use config::{CacheConfig, CenterMode};
+pub use config::{CacheConfig, CenterMode, HeadFormats};
 pub(crate) use copy::Place;
 
 use crate::backend::{Context, Run, Stream};
@@ -72,10 +77,13 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorMut};
 use attend::Scratch;
 use buffer::{Buffer, Staging};
-use config::Geometry;
+use compress::ChannelScratch;
 use dense::DenseTokens;
+use geometry::Geometry;
 use pages::Pages;
-use sequences::{Progress, Sequence, SequenceTable};
+use rows::Rows;
+use scores::Scores;
+use sequences::{Progress, Scoring, Sequence, SequenceTable};
 
 /// A sequence of a [`Cache`]. Never reused by the same cache: a freed one is refused from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,9 +129,13 @@ pub struct Cache {
     pool: Buffer,
     windows: DenseTokens,
     sinks: DenseTokens,
-    centers: Buffer,
+    centers: Rows,
+    scores: Scores,
+    channel: ChannelScratch,
     /// Those of the batch that attends, `[max_sequences]`.
     batch_centers: Buffer,
+    /// Log-sum-exps of a batch, for strategies whose callers did not ask for them.
+    batch_lse: Buffer,
     workspace: Buffer,
     scratch: Scratch,
     staging: Staging,
@@ -150,6 +162,30 @@ pub struct CacheAttend<'a> {
     pub lse: Option<TensorMut<'a>>,
 }
 
+/// Queries of the newest tokens of each sequence, for [`Cache::append_with_queries`].
+#[derive(Debug)]
+pub struct CacheQueries<'a> {
+    /// Queries after RoPE, f16, bf16 or f32 `[sequences, n, q_heads, head_dim_k]`: those of the last n tokens appended,
+    /// 1 to all of them. More than 32 are not needed.
+    pub q: Tensor<'a>,
+    /// Their natural-log log-sum-exps, f32 `[sequences, n, q_heads, 1]`, over all tokens that each query saw. Needed for
+    /// [`crate::Strategy::VcOpa`].
+    pub lse: Option<Tensor<'a>>,
+    /// As [`CacheAttend::scale`]; likewise the next two.
+    pub scale: Option<f32>,
+    /// As [`CacheAttend::softcap`].
+    pub softcap: Option<f32>,
+    /// As [`CacheAttend::sliding_window`].
+    pub sliding_window: Option<usize>,
+}
+
+impl CacheQueries<'_> {
+    fn scoring(&self) -> Scoring {
+        let Self { scale, softcap, sliding_window, .. } = *self;
+        Scoring { scale, softcap, sliding_window }
+    }
+}
+
 impl Cache {
     /// An empty cache. Memory for `max_tokens` and `max_sequences` is reserved here and committed by the system as it
     /// is first used.
@@ -169,7 +205,10 @@ impl Cache {
             pool: Buffer::zeroed(context, geometry.pages)?,
             windows: dense(["window.k", "window.v"], config.window + config.group)?,
             sinks: dense(["sinks.k", "sinks.v"], config.sinks)?,
-            centers: Buffer::zeroed(context, geometry.centers)?,
+            centers: Rows::new(context, &config, "centers", geometry.center)?,
+            scores: Scores::new(context, &config, &geometry)?,
+            channel: ChannelScratch::new(context, &config)?,
+            batch_lse: Buffer::zeroed(context, 0)?,
             batch_centers: Buffer::zeroed(context, config.max_sequences * geometry.center)?,
             workspace: Buffer::zeroed(context, 0)?,
             scratch: Scratch::default(),
@@ -217,7 +256,7 @@ impl Cache {
         k: Tensor<'_>,
         v: Tensor<'_>,
     ) -> Result<()> {
-        self.append_tokens(stream, layer, &[sequence], k, v)
+        self.append_tokens(stream, layer, &[sequence], [k, v], None)
     }
 
     /// Appends the same number of tokens to one layer of several sequences: `k` and `v` are
@@ -233,7 +272,25 @@ impl Cache {
         k: Tensor<'_>,
         v: Tensor<'_>,
     ) -> Result<()> {
-        self.append_tokens(stream, layer, sequences, k, v)
+        self.append_tokens(stream, layer, sequences, [k, v], None)
+    }
+
+    /// As [`Cache::append_batch`], with the queries of the newest of these tokens: what a caller that has computed their
+    /// attention itself, as for a prompt, owes strategies that judge by queries. [`Cache::attend`] remembers its own.
+    /// Of consecutive positions the last 32 queries count. Other strategies do not need them, and they are ignored.
+    ///
+    /// # Errors
+    /// As [`Cache::append_batch`]; shapes and dtypes of the queries; no log-sum-exps for a strategy that needs them.
+    pub fn append_with_queries(
+        &mut self,
+        stream: Stream,
+        layer: usize,
+        sequences: &[SequenceId],
+        k: Tensor<'_>,
+        v: Tensor<'_>,
+        queries: CacheQueries<'_>,
+    ) -> Result<()> {
+        self.append_tokens(stream, layer, sequences, [k, v], Some(queries))
     }
 
     /// Attention of the newest query tokens of each sequence over everything appended to the layer. A query that
@@ -271,8 +328,10 @@ impl Cache {
         for (layer, progress) in layers.into_iter().enumerate() {
             self.sinks.copy_row(Stream::NONE, layer, from, to, progress.sinks(&self.config))?;
             self.windows.copy_row(Stream::NONE, layer, from, to, progress.window(&self.config))?;
-            let center = |row| self.geometry.center_at(&self.config, layer, row);
-            self.centers.copy_within(Stream::NONE, center(from), center(to), self.geometry.center)?;
+            let scores = self.scores.rows_mut();
+            for rows in scores.into_iter().chain([&mut self.centers]) {
+                rows.copy_row(Stream::NONE, layer, from, to)?;
+            }
         }
         self.synchronize()?;
         Ok(id)
@@ -296,7 +355,15 @@ impl Cache {
                 allowed: (0, shortest as i64),
             });
         }
+        let page_tokens = self.config.k.page_tokens();
+        let compressed = |layer: &Progress| layer.compressed.min(len.saturating_sub(self.config.sinks));
+        let torn = |layer: &Progress| !compressed(layer).is_multiple_of(page_tokens);
+        if self.config.is_channel() && sequence.layers.iter().any(torn) {
+            let allowed = format!("one that leaves whole pages of {page_tokens} compressed tokens");
+            return Err(Error::invalid("len", len, allowed));
+        }
         for layer in &mut sequence.layers {
+            layer.recent.truncate(len);
             layer.tokens = len;
             layer.compressed = layer.compressed.min(len - layer.sinks(&self.config));
         }
@@ -326,12 +393,8 @@ impl Cache {
                 ..sum
             }
         });
-        let pages = self.pages.in_use() * self.config.layers * self.geometry.page;
-        CacheBytes {
-            pages,
-            allocated: self.geometry.total + self.batch_centers.len() + self.workspace.len(),
-            ..all
-        }
+        let pages = self.pages.in_use() * self.geometry.page;
+        CacheBytes { pages, allocated: self.geometry.total + self.scratch_bytes(), ..all }
     }
 
     /// What one sequence holds; shared pages count in full.
@@ -384,13 +447,19 @@ impl Cache {
         Ok(())
     }
 
+    fn scratch_bytes(&self) -> usize {
+        let buffers = [&self.batch_centers, &self.batch_lse, &self.workspace];
+        let buffers: usize = buffers.into_iter().map(Buffer::len).sum();
+        buffers + self.scores.scratch_bytes() + self.channel.bytes()
+    }
+
     fn bytes_of(&self, sequence: &Sequence) -> CacheBytes {
         let token = self.geometry.token;
         let tokens: usize = sequence.layers.iter().map(|l| l.tokens).sum();
         let compressed: usize = sequence.layers.iter().map(|l| l.compressed).sum();
         CacheBytes {
             dense_equivalent: tokens * token,
-            pages: sequence.pages.len() * self.config.layers * self.geometry.page,
+            pages: sequence.pages.len() * self.geometry.page,
             window: (tokens - compressed) * token,
             allocated: 0,
         }

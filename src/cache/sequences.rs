@@ -4,15 +4,74 @@ use super::SequenceId;
 use super::config::CacheConfig;
 use super::pages::Pages;
 use crate::error::{Error, Result};
+use crate::ops::RECENT_QUERIES;
 use std::collections::BTreeMap;
 
 /// How many tokens of a sequence one layer has. In order: sinks, compressed tokens, window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Progress {
     /// All tokens.
     pub(super) tokens: usize,
     /// Tokens in pages.
     pub(super) compressed: usize,
+    /// Queries that scores are made of.
+    pub(super) recent: Recent,
+}
+
+/// How the scores of queries were formed; as in [`crate::CacheAttend`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Scoring {
+    pub(super) scale: Option<f32>,
+    pub(super) softcap: Option<f32>,
+    pub(super) sliding_window: Option<usize>,
+}
+
+/// Which queries of one layer are remembered: those at consecutive positions, at most [`RECENT_QUERIES`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Recent {
+    /// One past the newest.
+    end: usize,
+    count: usize,
+    /// Of the newest.
+    scoring: Scoring,
+}
+
+impl Recent {
+    /// None if a snapshot could not hold it.
+    pub(super) fn new(end: usize, count: usize, scoring: Scoring) -> Option<Self> {
+        (count <= end.min(RECENT_QUERIES)).then_some(Self { end, count, scoring })
+    }
+
+    /// Adds the queries of the `n` positions before `end`; earlier ones stay if they join on.
+    pub(super) fn add(&mut self, end: usize, n: usize, scoring: Scoring) {
+        let n = n.min(end);
+        self.truncate(end - n);
+        let before = if self.end == end - n { self.count } else { 0 };
+        *self = Self { end, count: (before + n).min(RECENT_QUERIES), scoring };
+    }
+
+    /// Forgets the queries from position `len` on.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.count = self.count.saturating_sub(self.end.saturating_sub(len));
+        self.end = self.end.min(len);
+    }
+
+    pub(super) fn count(self) -> usize {
+        self.count
+    }
+
+    pub(super) fn end(self) -> usize {
+        self.end
+    }
+
+    pub(super) fn scoring(self) -> Scoring {
+        self.scoring
+    }
+
+    /// Oldest first.
+    pub(super) fn positions(self) -> std::ops::Range<usize> {
+        self.end - self.count..self.end
+    }
 }
 
 impl Progress {
@@ -120,4 +179,33 @@ impl SequenceTable {
 
 fn unknown(argument: &'static str, id: SequenceId) -> Error {
     Error::invalid(argument, id.0, "a live sequence of this cache")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_remembered_while_they_join_on() {
+        let mut recent = Recent::default();
+        let seen = |recent: Recent| recent.positions();
+        recent.add(100, 40, Scoring::default());
+        assert_eq!(seen(recent), 68..100);
+        recent.add(101, 1, Scoring::default());
+        assert_eq!(seen(recent), 69..101);
+        // The same token again takes the place of the first.
+        recent.add(101, 1, Scoring::default());
+        assert_eq!(seen(recent), 69..101);
+        recent.truncate(90);
+        assert_eq!(seen(recent), 69..90);
+        recent.add(92, 2, Scoring::default());
+        assert_eq!(seen(recent), 69..92);
+        // A gap: what came before is no longer the last.
+        recent.add(95, 1, Scoring::default());
+        assert_eq!(seen(recent), 94..95);
+        // Before the first token there is none.
+        recent.truncate(0);
+        recent.add(2, 5, Scoring::default());
+        assert_eq!(seen(recent), 0..2);
+    }
 }

@@ -1,13 +1,16 @@
 //! Saving and restoring a sequence. "Snapshots" in `docs/format.md` is normative for the bytes.
 
-use super::config::{CacheConfig, Geometry};
-use super::sequences::{Progress, Sequence};
+use super::config::CacheConfig;
+use super::geometry::Geometry;
+use super::sequences::{Progress, Recent, Scoring, Sequence};
 use super::{Cache, SequenceId};
 use crate::error::{Error, Result};
-use crate::format::FORMAT_VERSION;
+use crate::format::{FORMAT_VERSION, PageFormat};
+use crate::ops::{RECENT_QUERIES, check};
+use crate::strategy::Strategy;
 
 const MAGIC: [u8; 8] = *b"MSTFSNAP";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Magic, two versions and the length, which every version has.
 const PREFIX_BYTES: usize = 24;
 const CRC_BYTES: usize = 4;
@@ -16,30 +19,59 @@ const CRC_BYTES: usize = 4;
 struct LayerBytes<'a> {
     progress: Progress,
     center: &'a [u8],
+    /// Weights of K and of V that are fixed.
+    fixed: [&'a [u8]; 2],
+    queries: &'a [u8],
+    lse: &'a [u8],
     sinks: &'a [u8],
     pages: &'a [u8],
     window: &'a [u8],
 }
 
 /// The configuration that must agree, by name. `max_tokens` and `max_sequences` may differ.
-fn fields(config: &CacheConfig) -> [(&'static str, u64); 15] {
-    let keep = |format: crate::PageFormat| format.keep().unwrap_or(0);
-    [
+fn fields(config: &CacheConfig) -> Vec<(&'static str, u64)> {
+    let mut fields = vec![
         ("layers", config.layers as u64),
         ("q_heads", config.q_heads as u64),
         ("kv_heads", config.kv_heads as u64),
         ("k.value_type", config.k.value_type() as u64),
         ("k.head_dim", config.k.head_dim() as u64),
-        ("k.keep", keep(config.k) as u64),
+        ("k.strategy", config.k_strategy as u64),
         ("v.value_type", config.v.value_type() as u64),
         ("v.head_dim", config.v.head_dim() as u64),
-        ("v.keep", keep(config.v) as u64),
+        ("v.strategy", config.v_strategy as u64),
         ("scaled_from", config.scaled_from as u64),
         ("page_tokens", config.k.page_tokens() as u64),
         ("window", config.window as u64),
         ("group", config.group as u64),
         ("sinks", config.sinks as u64),
         ("center", config.center.code()),
+    ];
+    for (layer, head) in (0..config.layers).flat_map(|l| (0..config.kv_heads).map(move |h| (l, h))) {
+        let (k, v) = config.formats(layer, head);
+        fields.extend([("k.keep", keep(config.k_strategy, &k)), ("v.keep", keep(config.v_strategy, &v))]);
+    }
+    fields
+}
+
+/// Values of a row, or tokens of a channel in 32; 0 for what no cache has.
+fn keep(strategy: Strategy, format: &PageFormat) -> u64 {
+    strategy.keep("format", format).unwrap_or(0) as u64
+}
+
+/// Of the queries of a layer: end and count, scale, softcap, sliding window.
+const QUERY_NUMBERS: usize = 5;
+
+fn query_numbers(recent: Recent) -> [u64; QUERY_NUMBERS] {
+    let Scoring { scale, softcap, sliding_window } = recent.scoring();
+    // A scale of None is one that no finite number has the bits of.
+    let float = |x: Option<f32>| u64::from(x.unwrap_or(f32::NAN).to_bits());
+    [
+        recent.end() as u64,
+        recent.count() as u64,
+        float(scale),
+        float(softcap),
+        sliding_window.unwrap_or(0) as u64,
     ]
 }
 
@@ -65,14 +97,18 @@ impl Cache {
     pub(super) fn snapshot_bytes(&self, id: SequenceId) -> Result<usize> {
         let (config, geometry) = (&self.config, &self.geometry);
         let layers = &self.saveable(id)?.layers;
-        let numbers = fields(config).len() + 1 + layers.len();
-        let of_layer = |progress: &Progress| {
+        let of_queries = if config.needs_queries() { QUERY_NUMBERS } else { 0 };
+        let numbers = fields(config).len() + 1 + (1 + of_queries) * layers.len();
+        let of_layer = |(layer, progress): (usize, &Progress)| {
             let pages = progress.compressed.div_ceil(config.k.page_tokens());
-            let center = if progress.compressed > 0 { geometry.center } else { 0 };
+            let weights = geometry.center + geometry.fixed[0] + geometry.fixed[1];
+            let weights = if progress.compressed > 0 { weights } else { 0 };
+            let queries = progress.recent.count() * (geometry.query + geometry.lse);
             let dense = progress.sinks(config) + progress.window(config);
-            center + dense * geometry.token + pages * geometry.page
+            weights + queries + dense * geometry.token + pages * page_of_layer(geometry, layer)
         };
-        Ok(PREFIX_BYTES + numbers * size_of::<u64>() + layers.iter().map(of_layer).sum::<usize>() + CRC_BYTES)
+        let layers: usize = layers.iter().enumerate().map(of_layer).sum();
+        Ok(PREFIX_BYTES + numbers * size_of::<u64>() + layers + CRC_BYTES)
     }
 
     pub(super) fn save_sequence(&self, id: SequenceId) -> Result<Vec<u8>> {
@@ -92,13 +128,21 @@ impl Cache {
         for layer in &sequence.layers {
             out.extend_from_slice(&(layer.compressed as u64).to_le_bytes());
         }
+        let remembering = sequence.layers.iter().filter(|_| config.needs_queries());
+        for value in remembering.flat_map(|layer| query_numbers(layer.recent)) {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
         for (layer, &progress) in sequence.layers.iter().enumerate() {
+            let [queries, lse, k_weights, v_weights] = self.scores.rows();
             if progress.compressed > 0 {
-                self.centers.read(
-                    geometry.center_at(config, layer, sequence.row),
-                    geometry.center,
-                    &mut out,
-                )?;
+                for rows in [&self.centers, k_weights, v_weights] {
+                    rows.read(layer, sequence.row, 0, rows.bytes(), &mut out)?;
+                }
+            }
+            for (rows, bytes) in [(queries, geometry.query), (lse, geometry.lse)] {
+                for position in progress.recent.positions() {
+                    rows.read(layer, sequence.row, position % RECENT_QUERIES * bytes, bytes, &mut out)?;
+                }
             }
             self.sinks.read(layer, sequence.row, progress.sinks(config), &mut out)?;
             self.save_pages(layer, progress.compressed, &sequence.pages, &mut out)?;
@@ -114,15 +158,20 @@ impl Cache {
     /// equal snapshots and nothing of dropped tokens leaves the process.
     fn save_pages(&self, layer: usize, compressed: usize, pages: &[u32], out: &mut Vec<u8>) -> Result<()> {
         let page_tokens = self.config.k.page_tokens();
-        for (i, &page) in pages[..compressed.div_ceil(page_tokens)].iter().enumerate() {
-            let start = out.len();
-            let at = layer * self.geometry.layer_pages + page as usize * self.geometry.page;
-            self.pool.read(at, self.geometry.page, out)?;
-            let rows = page_tokens.min(compressed - i * page_tokens);
-            for head in out[start..].chunks_exact_mut(self.geometry.layouts.0.head_stride) {
-                let (k, v) = head.split_at_mut(self.config.k.page_bytes());
-                self.config.k.clear_rows(k, rows);
-                self.config.v.clear_rows(v, rows);
+        for segment in self.geometry.segments(layer) {
+            let (k_layout, v_layout) = segment.layouts;
+            for (i, &page) in pages[..compressed.div_ceil(page_tokens)].iter().enumerate() {
+                let start = out.len();
+                self.pool.read(segment.at(page as usize), segment.page(), out)?;
+                let rows = page_tokens.min(compressed - i * page_tokens);
+                if rows == page_tokens {
+                    continue;
+                }
+                for head in out[start..].chunks_exact_mut(k_layout.head_stride) {
+                    let (k, v) = head.split_at_mut(k_layout.format.page_bytes());
+                    k_layout.format.clear_rows(k, rows);
+                    v_layout.format.clear_rows(v, rows);
+                }
             }
         }
         Ok(())
@@ -141,12 +190,32 @@ impl Cache {
         let sequence = self.sequences.get("sequence", id)?;
         let row = sequence.row;
         for (layer, bytes) in layers.iter().enumerate() {
-            self.centers.write(self.geometry.center_at(&self.config, layer, row), bytes.center)?;
+            let [queries, lse, k_weights, v_weights] = self.scores.rows_mut();
+            let [k_bytes, v_bytes] = bytes.fixed;
+            for (rows, bytes) in
+                [(&mut self.centers, bytes.center), (k_weights, k_bytes), (v_weights, v_bytes)]
+            {
+                rows.write(layer, row, 0, bytes)?;
+            }
+            let recent = bytes.progress.recent;
+            for (rows, bytes, all) in
+                [(queries, self.geometry.query, bytes.queries), (lse, self.geometry.lse, bytes.lse)]
+            {
+                for (i, position) in recent.positions().enumerate() {
+                    let slot = position % RECENT_QUERIES * bytes;
+                    rows.write(layer, row, slot, &all[i * bytes..][..bytes])?;
+                }
+            }
             self.sinks.write(layer, row, bytes.progress.sinks(&self.config), bytes.sinks)?;
             self.windows.write(layer, row, bytes.progress.window(&self.config), bytes.window)?;
-            for (&page, bytes) in sequence.pages.iter().zip(bytes.pages.chunks_exact(self.geometry.page)) {
-                let at = layer * self.geometry.layer_pages + page as usize * self.geometry.page;
-                self.pool.write(at, bytes)?;
+            let mut rest = bytes.pages;
+            for segment in self.geometry.segments(layer) {
+                let held = bytes.progress.compressed.div_ceil(self.config.k.page_tokens());
+                let (of_segment, after) = rest.split_at(held * segment.page());
+                rest = after;
+                for (&page, bytes) in sequence.pages.iter().zip(of_segment.chunks_exact(segment.page())) {
+                    self.pool.write(segment.at(page as usize), bytes)?;
+                }
             }
         }
         Ok(id)
@@ -190,19 +259,32 @@ fn parse<'a>(config: &CacheConfig, geometry: &Geometry, snapshot: &'a [u8]) -> R
         }
     }
     let tokens = reader.size()?;
-    let progress = (0..config.layers)
-        .map(|layer| check_progress(config, layer, Progress { tokens, compressed: reader.size()? }))
+    let mut progress = (0..config.layers)
+        .map(|layer| {
+            let progress = Progress { tokens, compressed: reader.size()?, ..Progress::default() };
+            check_progress(config, layer, progress)
+        })
         .collect::<Result<Vec<_>>>()?;
+    if config.needs_queries() {
+        for (layer, progress) in progress.iter_mut().enumerate() {
+            progress.recent = read_queries(&mut reader, layer, tokens)?;
+        }
+    }
     let layers = progress
         .into_iter()
         .enumerate()
         .map(|(layer, progress)| {
             let pages = progress.compressed.div_ceil(config.k.page_tokens());
+            let weights = |bytes| if pages > 0 { bytes } else { 0 };
+            let queries = progress.recent.count();
             let bytes = LayerBytes {
                 progress,
-                center: reader.take(if pages > 0 { geometry.center } else { 0 })?,
+                center: reader.take(weights(geometry.center))?,
+                fixed: [reader.take(weights(geometry.fixed[0]))?, reader.take(weights(geometry.fixed[1]))?],
+                queries: reader.items(queries, geometry.query)?,
+                lse: reader.items(queries, geometry.lse)?,
                 sinks: reader.items(progress.sinks(config), geometry.token)?,
-                pages: reader.items(pages, geometry.page)?,
+                pages: reader.items(pages, page_of_layer(geometry, layer))?,
                 window: reader.items(progress.window(config), geometry.token)?,
             };
             check_pages(config, geometry, layer, &bytes)?;
@@ -219,11 +301,40 @@ fn mismatch<T>(found: String, supported: String) -> Result<T> {
     Err(Error::VersionMismatch { what: "snapshot", found, supported })
 }
 
+/// One page number in one layer.
+fn page_of_layer(geometry: &Geometry, layer: usize) -> usize {
+    geometry.segments(layer).map(|segment| segment.page()).sum()
+}
+
+/// What [`query_numbers`] gives.
+fn read_queries(reader: &mut Reader<'_>, layer: usize, tokens: usize) -> Result<Recent> {
+    let (end, count) = (reader.size()?, reader.size()?);
+    let float = |bits: u64| u32::try_from(bits).map(f32::from_bits).ok();
+    let scalars = (float(reader.u64()?), float(reader.u64()?), reader.size()?);
+    let (Some(scale), Some(softcap), window) = scalars else {
+        return damaged(format!("layer {layer} has a scale or softcap of more than 32 bits"));
+    };
+    let given = |x: f32| (!x.is_nan()).then_some(x);
+    let scoring = Scoring {
+        scale: given(scale),
+        softcap: given(softcap),
+        sliding_window: (window > 0).then_some(window),
+    };
+    check::scalars(scoring.scale, scoring.softcap, scoring.sliding_window)
+        .or_else(|error| damaged(format!("layer {layer}: {error}")))?;
+    match Recent::new(end, count, scoring).filter(|recent| recent.end() <= tokens) {
+        Some(recent) => Ok(recent),
+        None => damaged(format!("layer {layer} has {count} queries before position {end} of {tokens}")),
+    }
+}
+
 /// Lengths that a cache of this configuration can reach.
 fn check_progress(config: &CacheConfig, layer: usize, progress: Progress) -> Result<Progress> {
-    let Progress { tokens, compressed } = progress;
+    let Progress { tokens, compressed, .. } = progress;
     let dense_at_most = config.window + config.group - 1;
-    if compressed > tokens - progress.sinks(config) || progress.window(config) > dense_at_most {
+    let torn = config.is_channel() && !compressed.is_multiple_of(config.k.page_tokens());
+    let too_many = compressed > tokens - progress.sinks(config);
+    if torn || too_many || progress.window(config) > dense_at_most {
         return damaged(format!(
             "layer {layer} has {tokens} tokens of which {compressed} are compressed; sinks are {}, the window holds \
              at most {dense_at_most}",
@@ -240,13 +351,19 @@ fn check_pages(
     bytes: &LayerBytes<'_>,
 ) -> Result<()> {
     let page_tokens = config.k.page_tokens();
-    for (i, page) in bytes.pages.chunks_exact(geometry.page).enumerate() {
-        let rows = page_tokens.min(bytes.progress.compressed - i * page_tokens);
-        for (head, page) in page.chunks_exact(geometry.layouts.0.head_stride).enumerate() {
-            let (k, v) = page.split_at(config.k.page_bytes());
-            for (side, format, page) in [("K", config.k, k), ("V", config.v, v)] {
-                if let Err(Error::CorruptData { reason, .. }) = format.validate(page, rows) {
-                    return damaged(format!("layer {layer}, {side} page {i} of head {head}: {reason}"));
+    let (mut rest, held) = (bytes.pages, bytes.progress.compressed.div_ceil(page_tokens));
+    for segment in geometry.segments(layer) {
+        let (of_segment, after) = rest.split_at(held * segment.page());
+        rest = after;
+        let (k_layout, v_layout) = segment.layouts;
+        for (i, page) in of_segment.chunks_exact(segment.page()).enumerate() {
+            let rows = page_tokens.min(bytes.progress.compressed - i * page_tokens);
+            for (head, page) in (segment.heads.start..).zip(page.chunks_exact(k_layout.head_stride)) {
+                let (k, v) = page.split_at(k_layout.format.page_bytes());
+                for (side, format, page) in [("K", k_layout.format, k), ("V", v_layout.format, v)] {
+                    if let Err(Error::CorruptData { reason, .. }) = format.validate(page, rows) {
+                        return damaged(format!("layer {layer}, {side} page {i} of head {head}: {reason}"));
+                    }
                 }
             }
         }

@@ -25,6 +25,7 @@ mod handle;
 pub mod ops;
 pub mod pool;
 pub mod status;
+pub mod strategy;
 pub mod structs;
 pub mod tensor;
 pub mod version;

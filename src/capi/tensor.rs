@@ -144,6 +144,22 @@ pub(super) unsafe fn tensor<'a>(
     Tensor::new(names.tensor, unsafe { pointers.mem(names.data, t.data, bytes)? }, dtype, shape)
 }
 
+/// As [`tensor`]; null is "not given".
+///
+/// # Safety
+/// As [`tensor`].
+pub(super) unsafe fn tensor_optional<'a>(
+    pointers: Pointers,
+    names: &Names,
+    tensor: *const mustafar_tensor,
+) -> Result<Option<Tensor<'a>>> {
+    if tensor.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { self::tensor(pointers, names, tensor) }.map(Some)
+}
+
 /// As [`tensor`], for a tensor that is written.
 ///
 /// # Safety

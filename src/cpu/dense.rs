@@ -59,7 +59,8 @@ impl<'a> AnyRows<'a> {
         }
     }
 
-    fn shape(&self) -> Shape {
+    /// Sizes and strides.
+    pub(crate) fn shape(&self) -> Shape {
         match self {
             Self::F16(rows) => rows.shape,
             Self::Bf16(rows) => rows.shape,

@@ -12,6 +12,7 @@ pub(crate) mod merge;
 mod packed;
 pub(crate) mod parallel;
 pub(crate) mod prune;
+pub(crate) mod score;
 mod select;
 mod simd_attend;
 pub(crate) mod simd_rows;

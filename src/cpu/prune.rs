@@ -2,7 +2,7 @@
 
 use super::Level;
 use super::parallel;
-use super::select::select;
+use super::select::{select, select_channels};
 use super::simd_rows::{self as simd, GROUP, MAX_DIM, Mask};
 use crate::backend::Cpu;
 use crate::dtype::DType;
@@ -21,35 +21,51 @@ pub(crate) struct Rule<'a> {
     pub(crate) weights: Option<&'a [f32]>,
 }
 
-/// `mask`, if given, has `dim / 8` bytes for each row of `x`.
-pub(crate) fn prune(cpu: Cpu, rule: Rule<'_>, x: RowsMut<'_, u16>, mask: Option<&mut [u8]>) {
+/// `token_weights`, if given, has one number for each row of `x`, and `mask` `dim / 8` bytes.
+pub(crate) fn prune(
+    cpu: Cpu,
+    rule: Rule<'_>,
+    x: RowsMut<'_, u16>,
+    token_weights: Option<&[f32]>,
+    mask: Option<&mut [u8]>,
+) {
     let shape = x.shape;
     let bytes = shape.batch * shape.tokens * shape.heads * shape.dim * 2;
     let threads = parallel::useful_threads(cpu.threads, bytes);
-    parallel::for_each(threads, parts(x, mask), |mut part| match rule.selection {
-        Selection::Channel { keep } => part.prune_channels(cpu.level, keep),
+    parallel::for_each(threads, parts(x, token_weights, mask), |mut part| match rule.selection {
+        Selection::Channel { keep } => part.prune_channels(cpu.level, rule.dtype, keep),
         _ => part.prune_tokens(cpu.level, &rule),
     });
 }
 
-/// Some consecutive tokens of one sequence, all heads, and their masks.
+/// Some consecutive tokens of one sequence, all heads, and their weights and masks.
 struct Part<'a> {
     x: RowsMut<'a, u16>,
+    token_weights: Option<&'a [f32]>,
     mask: Option<&'a mut [u8]>,
 }
 
-fn parts<'a>(x: RowsMut<'a, u16>, mask: Option<&'a mut [u8]>) -> impl Iterator<Item = Part<'a>> + Send {
+fn parts<'a>(
+    x: RowsMut<'a, u16>,
+    token_weights: Option<&'a [f32]>,
+    mask: Option<&'a mut [u8]>,
+) -> impl Iterator<Item = Part<'a>> + Send {
     let shape = x.shape;
-    let mut mask = mask;
+    let (mut token_weights, mut mask) = (token_weights, mask);
     let chunks = x.sequences().flat_map(|sequence| sequence.chunks(CHUNK));
     chunks.map(move |x| {
-        let bytes = x.shape.tokens * shape.heads * (shape.dim / 8);
+        let rows = x.shape.tokens * shape.heads;
+        let weights_of_chunk = token_weights.take().map(|all| {
+            let (chunk, rest) = all.split_at(rows);
+            token_weights = Some(rest);
+            chunk
+        });
         let mask_of_chunk = mask.take().map(|all| {
-            let (chunk, rest) = all.split_at_mut(bytes);
+            let (chunk, rest) = all.split_at_mut(rows * (shape.dim / 8));
             mask = Some(rest);
             chunk
         });
-        Part { x, mask: mask_of_chunk }
+        Part { x, token_weights: weights_of_chunk, mask: mask_of_chunk }
     })
 }
 
@@ -84,7 +100,7 @@ impl Part<'_> {
         }
     }
 
-    fn prune_channels(&mut self, level: Level, keep: usize) {
+    fn prune_channels(&mut self, level: Level, dtype: DType, keep: usize) {
         let shape = self.x.shape;
         let mut group = [[0u16; MAX_DIM]; GROUP];
         for first in (0..shape.tokens).step_by(GROUP) {
@@ -92,7 +108,10 @@ impl Part<'_> {
                 for (i, copy) in group.iter_mut().enumerate() {
                     copy[..shape.dim].copy_from_slice(self.x.row_mut(0, first + i, head));
                 }
-                let masks = simd::select_channels(level, &group, shape.dim, keep);
+                let weights = self
+                    .token_weights
+                    .map(|all| std::array::from_fn(|i| all[(first + i) * shape.heads + head]));
+                let masks = select_channels(level, dtype, &group, shape.dim, weights, keep);
                 for (i, mask) in masks.iter().enumerate() {
                     self.apply(level, first + i, head, mask);
                 }

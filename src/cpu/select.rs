@@ -1,7 +1,7 @@
 //! Which channels of a row survive, and the row that is selected from when keys are centred.
 
 use super::Level;
-use super::simd_rows::{self as simd, MAX_DIM, Mask};
+use super::simd_rows::{self as simd, GROUP, Group, MAX_DIM, Mask};
 use crate::dtype::DType;
 
 /// The channels of the `keep` largest scores of a row: magnitudes, or `abs(x) * w` with weights (one per channel).
@@ -14,6 +14,35 @@ pub(super) fn select(level: Level, dtype: DType, row: &[u16], weights: Option<&[
         *key = score_key(*x * w);
     }
     simd::select_keys(level, keys, keep)
+}
+
+/// For each channel the tokens of the `keep` largest scores of the group: magnitudes, or `abs(x) * w` with weights (one
+/// per token); the older of equal ones. Gives the mask of each token's row.
+pub(super) fn select_channels(
+    level: Level,
+    dtype: DType,
+    group: &Group,
+    dim: usize,
+    weights: Option<[f32; GROUP]>,
+    keep: usize,
+) -> [Mask; GROUP] {
+    let Some(weights) = weights else { return simd::select_channels(level, group, dim, keep) };
+    let mut keys = [[0u32; GROUP]; MAX_DIM];
+    let mut x = [0f32; MAX_DIM];
+    let x = &mut x[..dim];
+    for (token, (row, w)) in group.iter().zip(weights).enumerate() {
+        simd::widen(level, dtype, &row[..dim], x);
+        keys.iter_mut().zip(&*x).for_each(|(keys, x)| keys[token] = score_key(x * w));
+    }
+    let mut masks = [Mask::default(); GROUP];
+    for (channel, keys) in keys[..dim].iter().enumerate() {
+        // Of 32 keys the mask has one word: bit i is token i.
+        let kept = simd::select_keys(Level::Portable, keys, keep).0[0];
+        for (token, mask) in masks.iter_mut().enumerate() {
+            mask.0[channel / 32] |= (kept >> token & 1) << (channel % 32);
+        }
+    }
+    masks
 }
 
 /// Orders scores: the bits of a non-negative float order like the float; the sign (of a negative x or of -0) does

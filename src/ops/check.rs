@@ -72,6 +72,20 @@ pub(crate) fn weights<'a>(
     Ok(values)
 }
 
+/// What shapes attention scores: a finite scale, a softcap above 0, a sliding window of at least 1.
+pub(crate) fn scalars(scale: Option<f32>, softcap: Option<f32>, sliding_window: Option<usize>) -> Result<()> {
+    if let Some(scale) = scale.filter(|scale| !scale.is_finite()) {
+        return Err(Error::invalid("scale", scale, "a finite number"));
+    }
+    if let Some(softcap) = softcap.filter(|c| !(c.is_finite() && *c > 0.0)) {
+        return Err(Error::invalid("softcap", softcap, "a finite number above 0"));
+    }
+    if sliding_window == Some(0) {
+        return Err(Error::invalid("sliding_window", 0, "at least 1"));
+    }
+    Ok(())
+}
+
 /// A centre must serve every sequence of `batch`.
 pub(crate) fn center_batch(argument: &'static str, center: &Center<'_>, batch: usize) -> Result<()> {
     if center.batch != 1 && center.batch != batch {

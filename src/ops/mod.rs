@@ -18,6 +18,7 @@ pub mod compress;
 pub mod decompress;
 pub mod merge;
 pub mod prune;
+pub mod score;
 pub mod spmv;
 pub mod validate;
 
@@ -27,5 +28,9 @@ pub use compress::{Compress, compress};
 pub use decompress::{Decompress, decompress};
 pub use merge::{Merge, merge};
 pub use prune::{Prune, Selection, prune};
+pub use score::{
+    QueryWeights, RECENT_QUERIES, StructuredWeights, TokenWeights, query_weights, structured_weights,
+    token_weights,
+};
 pub use spmv::{SpmvKey, SpmvValue, spmv_key, spmv_value};
 pub use validate::{NO_VIOLATION, Validate, check_record, validate};

@@ -44,6 +44,9 @@ pub struct Prune<'a> {
     /// Selection weights, f32 `[heads, dim]`, each >= 0: the score is `abs(x) * w` in f32 (token direction only,
     /// not with reference ties). All NaN scores are equal and outrank everything. `None`: plain magnitude.
     pub weights: Option<Mem<'a>>,
+    /// Token weights, f32 `[batch, tokens, heads]`, each >= 0: the score is `abs(x) * w` in f32 (channel direction only;
+    /// [`super::token_weights`] computes those of `Vc_Opa`). NaN scores as above. `None`: plain magnitude.
+    pub token_weights: Option<Mem<'a>>,
     /// Receives the mask, contiguous `[batch, tokens, heads, dim / 8]` bytes, bit c % 8 of byte c / 8 for channel c.
     pub mask: Option<MemMut<'a>>,
 }
@@ -64,11 +67,22 @@ pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<(
             }
             let weights =
                 args.weights.map(|w| check::weights("weights", &w, shape.heads, shape.dim)).transpose()?;
+            let token_weights = args.token_weights.map(|w| {
+                let rows = shape
+                    .batch
+                    .checked_mul(shape.tokens)
+                    .ok_or(Error::Overflow { argument: "token_weights" })?;
+                check::weights("token_weights", &w, rows, shape.heads)
+            });
+            let token_weights = token_weights.transpose()?;
             let mask_bytes = mask_bytes(&shape)?;
             let mask = args.mask.as_mut().map(|mask| mask.slice_mut("mask", mask_bytes)).transpose()?;
             let rule = Rule { dtype: args.x.dtype, selection: args.selection, weights };
-            on_cpu::prune(cpu, rule, args.x.rows_mut("x")?, mask);
+            on_cpu::prune(cpu, rule, args.x.rows_mut("x")?, token_weights, mask);
             Ok(())
+        }
+        Run::Cuda(_) if args.token_weights.is_some() => {
+            Err(Error::unsupported("token_weights", "given on CUDA", "absent on CUDA"))
         }
         Run::Cuda(device) => cuda::prune(device, stream, &mut args),
     }
@@ -94,6 +108,9 @@ fn check_shapes(args: &Prune<'_>) -> Result<()> {
     if args.weights.is_some() && !matches!(args.selection, Selection::Token { .. }) {
         let allowed = "absent for channel direction and reference ties";
         return Err(Error::invalid("weights", "given", allowed));
+    }
+    if args.token_weights.is_some() && !channel_direction {
+        return Err(Error::invalid("token_weights", "given", "absent for token direction"));
     }
     Ok(())
 }

@@ -3,15 +3,18 @@
 
 use crate::common::device;
 use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention, is_cuda, run, values_of};
+use mustafar::reference::score::{self, Query};
 use mustafar::reference::{self, Row, Scoring, Token};
 use mustafar::{
-    Cache, CacheAttend, CacheBytes, CacheConfig, CenterMode, Context, DType, Error, PageFormat, SequenceId,
-    ValueType,
+    Cache, CacheAttend, CacheBytes, CacheConfig, CacheQueries, CenterMode, Context, DType, Error, PageFormat,
+    SequenceId, Strategy, Stream, ValueType,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Bits of one row.
+type Bits1 = Vec<u16>;
 /// Bits of one token of one side: `[kv_heads][head_dim]`.
-type Bits = Vec<Vec<u16>>;
+type Bits = Vec<Bits1>;
 
 /// Everything one layer of a sequence was given, and how much of it is compressed.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +24,16 @@ pub struct Layer {
     pub compressed: usize,
     /// `[kv_heads][head_dim]`.
     pub center: Option<Vec<Vec<f32>>>,
+    /// What is stored of the compressed tokens: by token and head, K and V.
+    rows: Vec<Vec<(Row, Row)>>,
+    /// Weights that a structured strategy has fixed, K and V, `[kv_heads][head_dim]`.
+    fixed: [Option<Vec<Vec<f32>>>; 2],
+    /// The last queries, at consecutive positions: those of all query heads.
+    queries: Vec<Vec<Query>>,
+    /// Scale, softcap and sliding window of the newest.
+    scoring: (Option<f32>, Option<f32>, Option<usize>),
+    /// One past the position of the newest.
+    end: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +59,9 @@ pub fn small_config() -> CacheConfig {
         layers: 2,
         q_heads: 4,
         kv_heads: 2,
+        k_strategy: Strategy::KtMag,
+        v_strategy: Strategy::VtMag,
+        overrides: Vec::new(),
         k: PageFormat::uniform(ValueType::F16, 64, 16, 19).unwrap(),
         v: PageFormat::uniform(ValueType::Int8, 96, 16, 33).unwrap(),
         window: 5,
@@ -110,23 +126,112 @@ impl Layer {
         (0..).map(|n| n * config.group).take_while(|n| n + config.window <= dense).last().unwrap_or(0)
     }
 
-    /// The stored rows of a head: (K, V) of the compressed tokens.
-    fn rows(&self, config: &CacheConfig, head: usize) -> Vec<(Row, Row)> {
-        let first = self.k.len().min(config.sinks);
-        let prune = |format: PageFormat, bits: &[u16]| {
-            let dtype = config.dtype(format);
-            reference::prune_token(dtype, bits, format.keep().unwrap(), None)
-                .stored(dtype, format.value_type())
-        };
-        (first..first + self.compressed)
-            .map(|t| {
-                let k = match &self.center {
-                    Some(c) => reference::center(config.dtype(config.k), &self.k[t][head], &c[head]),
-                    None => self.k[t][head].clone(),
+    /// Key of a token as it is pruned.
+    fn centered(&self, config: &CacheConfig, t: usize, head: usize) -> Bits1 {
+        match &self.center {
+            Some(c) => reference::center(config.dtype(config.k), &self.k[t][head], &c[head]),
+            None => self.k[t][head].clone(),
+        }
+    }
+
+    /// Queries of the query heads of a KV head, by token, then head.
+    fn queries_of(&self, config: &CacheConfig, head: usize) -> Vec<Query> {
+        let group = config.q_heads / config.kv_heads;
+        let of_token = |all: &Vec<Query>| all[head * group..(head + 1) * group].to_vec();
+        self.queries.iter().flat_map(of_token).collect()
+    }
+
+    /// Adds the queries of the newest tokens.
+    fn observe(
+        &mut self,
+        config: &CacheConfig,
+        new: Vec<Vec<Query>>,
+        scoring: (Option<f32>, Option<f32>, Option<usize>),
+    ) {
+        if !(config.k_strategy.needs_queries() || config.v_strategy.needs_queries()) {
+            return;
+        }
+        (self.scoring, self.end) = (scoring, self.k.len());
+        for query in new {
+            let position = query[0].position;
+            self.queries.retain(|old| old[0].position < position);
+            if self.queries.last().is_some_and(|old| old[0].position + 1 != position) {
+                self.queries.clear();
+            }
+            self.queries.push(query);
+            if self.queries.len() > 32 {
+                self.queries.remove(0);
+            }
+        }
+    }
+
+    /// Compresses `due` more tokens.
+    fn compress(&mut self, config: &CacheConfig, layer: usize, due: usize) {
+        let first = config.sinks + self.compressed;
+        let tokens = first..first + due;
+        if self.compressed == 0 && config.center == CenterMode::Median {
+            self.center = Some(median(config.dtype(config.k), &self.k[tokens.clone()]));
+        }
+        let mut by_head = Vec::new();
+        for head in 0..config.kv_heads {
+            let (k_format, v_format) = formats(config, layer, head);
+            let k: Vec<Bits1> = tokens.clone().map(|t| self.centered(config, t, head)).collect();
+            let v: Vec<Bits1> = tokens.clone().map(|t| self.v[t][head].clone()).collect();
+            let queries = self.queries_of(config, head);
+            let vectors: Vec<Vec<f64>> = queries.iter().map(|query| query.q.clone()).collect();
+            let numbers = |dtype, rows: &[Bits1]| -> Vec<Vec<f64>> {
+                rows.iter().map(|row| row.iter().map(|&x| reference::value(dtype, x)).collect()).collect()
+            };
+            if self.compressed == 0 {
+                if config.k_strategy == Strategy::Think {
+                    let (x, keep) = (numbers(config.dtype(config.k), &k), k_format.keep().unwrap());
+                    let weights = score::structured_weights(&x, Some(&vectors), keep);
+                    self.fixed[0].get_or_insert_default().resize(head, Vec::new());
+                    self.fixed[0].as_mut().unwrap().push(weights);
+                }
+                if config.v_strategy == Strategy::Thinv {
+                    let (x, keep) = (numbers(config.dtype(config.v), &v), v_format.keep().unwrap());
+                    let weights = score::structured_weights(&x, None, keep);
+                    self.fixed[1].get_or_insert_default().resize(head, Vec::new());
+                    self.fixed[1].as_mut().unwrap().push(weights);
+                }
+            }
+            let fixed = |side: usize| self.fixed[side].as_ref().map(|all| all[head].clone());
+            let k_weights = match config.k_strategy {
+                Strategy::KtOpa => Some(score::query_weights(&vectors, self.queries.len())),
+                Strategy::Think => fixed(0),
+                _ => None,
+            };
+            let v_weights = if config.v_strategy == Strategy::Thinv { fixed(1) } else { None };
+            let token_weights = (config.v_strategy == Strategy::VcOpa).then(|| -> Vec<f32> {
+                let (scale, softcap, sliding_window) = self.scoring;
+                let scoring = Scoring {
+                    scale: scale.map_or(Scoring::new(config.k.head_dim()).scale, f64::from),
+                    softcap: softcap.map(f64::from),
+                    first: 0,
+                    sliding_window,
                 };
-                (prune(config.k, &k), prune(config.v, &self.v[t][head]))
-            })
-            .collect()
+                let dense: Vec<Bits1> = tokens.clone().map(|t| self.k[t][head].clone()).collect();
+                let keys = numbers(config.dtype(config.k), &dense);
+                let weigh =
+                    |(i, k): (usize, &Vec<f64>)| score::token_weight(&queries, k, first + i, &scoring);
+                keys.iter().enumerate().map(weigh).collect()
+            });
+            let k = select(config, config.k_strategy, k_format, &k, k_weights.as_deref(), None);
+            let v = select(
+                config,
+                config.v_strategy,
+                v_format,
+                &v,
+                v_weights.as_deref(),
+                token_weights.as_deref(),
+            );
+            by_head.push(k.into_iter().zip(v).collect::<Vec<_>>());
+        }
+        for t in 0..due {
+            self.rows.push(by_head.iter().map(|head| head[t].clone()).collect());
+        }
+        self.compressed += due;
     }
 
     /// All tokens as a head's attention sees them.
@@ -138,13 +243,90 @@ impl Layer {
         let mut tokens: Vec<Token> = (0..self.k.len())
             .map(|t| Token { k: numbers(config.k, &self.k[t][head]), v: numbers(config.v, &self.v[t][head]) })
             .collect();
-        for (token, (k, v)) in tokens[first..].iter_mut().zip(self.rows(config, head)) {
+        for (token, rows) in tokens[first..].iter_mut().zip(&self.rows) {
+            let (k, v) = &rows[head];
             let center = self.center.as_ref().map(|c| &c[head][..]);
             *token =
                 Token { k: k.dense(config.k.value_type(), center), v: v.dense(config.v.value_type(), None) };
         }
         tokens
     }
+}
+
+/// Tokens `from .. to` of the only sequence of a tensor, in float32.
+fn numbers_of(x: &Dense, from: usize, to: usize) -> Dense {
+    let s = x.shape;
+    let mut new = Dense::poisoned(DType::F32, Layout::TokensFirst.shape(1, to - from, s.heads, s.dim));
+    for (b, t, h) in new.indices() {
+        new.set_row(b, t, h, &x.row(b, from + t, h));
+    }
+    new
+}
+
+/// Formats of the pages of a head.
+fn formats(config: &CacheConfig, layer: usize, head: usize) -> (PageFormat, PageFormat) {
+    let mut formats = (config.k, config.v);
+    for o in &config.overrides {
+        if o.layers.contains(&layer) && o.heads.contains(&head) {
+            formats = (o.k, o.v);
+        }
+    }
+    formats
+}
+
+/// Runs of heads of a layer with the same formats.
+fn segments(config: &CacheConfig, layer: usize) -> Vec<std::ops::Range<usize>> {
+    let mut segments: Vec<std::ops::Range<usize>> = Vec::new();
+    for head in 0..config.kv_heads {
+        match segments.last_mut() {
+            Some(s) if formats(config, layer, s.start) == formats(config, layer, head) => s.end += 1,
+            _ => segments.push(head..head + 1),
+        }
+    }
+    segments
+}
+
+/// The number that a snapshot has for a strategy.
+fn strategy_code(strategy: Strategy) -> usize {
+    1 + Strategy::ALL.iter().position(|s| *s == strategy).unwrap()
+}
+
+/// Queries of sequence `b` in a batch, which stand at the positions before `end`.
+fn gather_queries(config: &CacheConfig, b: usize, q: &Dense, lse: &Dense, end: usize) -> Vec<Vec<Query>> {
+    let n = q.shape.tokens.min(end);
+    (0..n)
+        .map(|i| {
+            let (token, position) = (q.shape.tokens - n + i, end - n + i);
+            let of_head = |h| Query { q: q.row(b, token, h), position, lse: lse.row(b, token, h)[0] };
+            (0..config.q_heads).map(of_head).collect()
+        })
+        .collect()
+}
+
+/// Values of a row, or tokens of a channel in 32.
+fn keep(format: PageFormat) -> usize {
+    format.keep().unwrap_or_else(|| format.capacity() * 32 / format.page_tokens() / format.head_dim())
+}
+
+/// Prunes the rows of one head.
+fn select(
+    config: &CacheConfig,
+    strategy: Strategy,
+    format: PageFormat,
+    rows: &[Bits1],
+    weights: Option<&[f32]>,
+    token_weights: Option<&[f32]>,
+) -> Vec<Row> {
+    let (dtype, keep) = (config.dtype(format), keep(format));
+    let group = |(i, group): (usize, &[Bits1])| {
+        let weights = token_weights.map(|all| &all[i * 32..(i + 1) * 32]);
+        reference::prune_channel(dtype, group, keep, weights)
+    };
+    let pruned: Vec<Row> = match strategy.is_channel() {
+        true => rows.chunks(32).enumerate().flat_map(group).collect(),
+        false => rows.iter().map(|row| reference::prune_token(dtype, row, keep, weights)).collect(),
+    };
+    pruned.into_iter().map(|row| row.stored(dtype, format.value_type())).collect()
 }
 
 /// The lower median of each channel.
@@ -182,6 +364,18 @@ impl Model {
 
     /// Appends to one layer of some sequences; or says how many pages are missing and changes nothing.
     pub fn append(&mut self, layer: usize, ids: &[SequenceId], k: &Dense, v: &Dense) -> Result<(), Error> {
+        self.append_with_queries(layer, ids, k, v, None)
+    }
+
+    /// As [`Model::append`]; `queries` are q and lse of the newest tokens.
+    pub fn append_with_queries(
+        &mut self,
+        layer: usize,
+        ids: &[SequenceId],
+        k: &Dense,
+        v: &Dense,
+        queries: Option<(&Dense, &Dense)>,
+    ) -> Result<(), Error> {
         let config = self.config.clone();
         let page_tokens = config.k.page_tokens();
         let mut after = Vec::new();
@@ -191,16 +385,18 @@ impl Model {
                 l.k.push((0..config.kv_heads).map(|h| k.row_bits(b, t, h)).collect());
                 l.v.push((0..config.kv_heads).map(|h| v.row_bits(b, t, h)).collect());
             }
-            let due = l.due(&config);
-            if due > 0 && l.compressed == 0 && config.center == CenterMode::Median {
-                l.center = Some(median(config.dtype(config.k), &l.k[config.sinks..config.sinks + due]));
+            if let Some((q, lse)) = queries {
+                l.observe(&config, gather_queries(&config, b, q, lse, l.k.len()), (None, None, None));
             }
+            let due = l.due(&config);
             let written = if due == 0 {
                 0..0
             } else {
                 l.compressed / page_tokens..(l.compressed + due).div_ceil(page_tokens)
             };
-            l.compressed += due;
+            if due > 0 {
+                l.compress(&config, layer, due);
+            }
             let held = &self.live[id].pages;
             let new: Vec<usize> =
                 written.filter(|&i| held.get(i).is_none_or(|&p| self.is_shared(p))).collect();
@@ -235,8 +431,12 @@ impl Model {
             l.k.truncate(len);
             l.v.truncate(len);
             l.compressed = l.compressed.min(len.saturating_sub(config.sinks));
+            l.rows.truncate(l.compressed);
+            l.queries.retain(|query| query[0].position < len);
+            l.end = l.end.min(len);
             if l.compressed == 0 {
                 l.center = None;
+                l.fixed = [None, None];
             }
         }
         let longest = sequence.layers.iter().map(|l| l.compressed).max().unwrap();
@@ -252,15 +452,23 @@ impl Model {
         }
     }
 
-    /// Bytes of one dense token of a layer, and of one page of all heads.
+    /// Bytes of one dense token of a layer, and of one page of all heads and layers.
     fn sizes(&self) -> (usize, usize) {
-        let (k, v) = (self.config.k, self.config.v);
-        let row = |f: PageFormat| match f.value_type().bytes() {
-            1 => 2 + f.keep().unwrap(),
-            _ => 2 * f.keep().unwrap(),
+        let c = &self.config;
+        let values = |f: PageFormat| match f.value_type().bytes() {
+            1 => 2 * f.page_tokens() + f.capacity(),
+            _ => 2 * f.capacity(),
         };
-        let page = |f: PageFormat| f.page_tokens() * (f.head_dim() / 8 + row(f));
-        (self.config.kv_heads * (k.head_dim() + v.head_dim()) * 2, self.config.kv_heads * (page(k) + page(v)))
+        let page = |f: PageFormat| {
+            let offsets = if f.keep().is_none() { (f.page_tokens() * 2 + 2).next_multiple_of(16) } else { 0 };
+            f.page_tokens() * f.head_dim() / 8 + offsets + values(f)
+        };
+        let mut pages = 0;
+        for (layer, head) in (0..c.layers).flat_map(|l| (0..c.kv_heads).map(move |h| (l, h))) {
+            let (k, v) = formats(c, layer, head);
+            pages += page(k) + page(v);
+        }
+        (c.kv_heads * (c.k.head_dim() + c.v.head_dim()) * 2, pages)
     }
 
     pub fn sequence_bytes(&self, id: SequenceId) -> CacheBytes {
@@ -270,7 +478,7 @@ impl Model {
         let compressed: usize = sequence.layers.iter().map(|l| l.compressed).sum();
         CacheBytes {
             dense_equivalent: tokens * token,
-            pages: sequence.pages.len() * page * self.config.layers,
+            pages: sequence.pages.len() * page,
             window: (tokens - compressed) * token,
             allocated: 0,
         }
@@ -281,32 +489,54 @@ impl Model {
         let c = &self.config;
         let layers = &self.live[&id].layers;
         let mut out = b"MSTFSNAP".to_vec();
-        out.extend(2u32.to_le_bytes());
+        out.extend(3u32.to_le_bytes());
         out.extend(2u32.to_le_bytes());
         out.extend([0; 8]);
-        let numbers = [
+        let mut numbers = vec![
             c.layers,
             c.q_heads,
             c.kv_heads,
             c.k.value_type() as usize,
             c.k.head_dim(),
-            c.k.keep().unwrap(),
+            strategy_code(c.k_strategy),
             c.v.value_type() as usize,
             c.v.head_dim(),
-            c.v.keep().unwrap(),
+            strategy_code(c.v_strategy),
             c.scaled_from as usize,
             c.k.page_tokens(),
             c.window,
             c.group,
             c.sinks,
             usize::from(c.center == CenterMode::Median),
-            layers[0].k.len(),
         ];
+        for (layer, head) in (0..c.layers).flat_map(|l| (0..c.kv_heads).map(move |h| (l, h))) {
+            let (k, v) = formats(c, layer, head);
+            numbers.extend([keep(k), keep(v)]);
+        }
+        numbers.push(layers[0].k.len());
         out.extend(numbers.iter().flat_map(|&n| (n as u64).to_le_bytes()));
         out.extend(layers.iter().flat_map(|l| (l.compressed as u64).to_le_bytes()));
-        for l in layers {
-            if let Some(center) = &l.center {
-                out.extend(center.iter().flatten().flat_map(|x| x.to_le_bytes()));
+        if c.k_strategy.needs_queries() || c.v_strategy.needs_queries() {
+            for l in layers {
+                let end = l.end;
+                let (scale, softcap, window) = l.scoring;
+                let float = |x: Option<f32>| u64::from(x.unwrap_or(f32::NAN).to_bits());
+                let (end, window) = (end as u64, window.unwrap_or(0) as u64);
+                let numbers = [end, l.queries.len() as u64, float(scale), float(softcap), window];
+                out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+            }
+        }
+        for (layer, l) in layers.iter().enumerate() {
+            let floats =
+                |x: &Vec<Vec<f32>>| x.iter().flatten().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+            for weights in [&l.center, &l.fixed[0], &l.fixed[1]].into_iter().flatten() {
+                out.extend(floats(weights));
+            }
+            for query in l.queries.iter().flatten() {
+                out.extend(query.q.iter().flat_map(|&x| (x as f32).to_le_bytes()));
+            }
+            if c.v_strategy == Strategy::VcOpa {
+                out.extend(l.queries.iter().flatten().flat_map(|query| (query.lse as f32).to_le_bytes()));
             }
             let first = l.k.len().min(c.sinks);
             let dense = |out: &mut Vec<u8>, tokens: std::ops::Range<usize>| {
@@ -315,13 +545,16 @@ impl Model {
                 }
             };
             dense(&mut out, 0..first);
-            let rows: Vec<_> = (0..c.kv_heads).map(|h| l.rows(c, h)).collect();
-            for start in (0..l.compressed).step_by(c.k.page_tokens()) {
-                let end = l.compressed.min(start + c.k.page_tokens());
-                for head in &rows {
-                    let (k, v): (Vec<Row>, Vec<Row>) = head[start..end].iter().cloned().unzip();
-                    out.extend(reference::page(&c.k, &k, 0).unwrap());
-                    out.extend(reference::page(&c.v, &v, 0).unwrap());
+            for segment in segments(c, layer) {
+                for start in (0..l.compressed).step_by(c.k.page_tokens()) {
+                    let end = l.compressed.min(start + c.k.page_tokens());
+                    for head in segment.clone() {
+                        let (k_format, v_format) = formats(c, layer, head);
+                        let (k, v): (Vec<Row>, Vec<Row>) =
+                            l.rows[start..end].iter().map(|rows| rows[head].clone()).unzip();
+                        out.extend(reference::page(&k_format, &k, 0).unwrap());
+                        out.extend(reference::page(&v_format, &v, 0).unwrap());
+                    }
                 }
             }
             dense(&mut out, first + l.compressed..l.k.len());
@@ -348,21 +581,21 @@ impl Model {
                 Err(e) => assert!(!even && e.to_string().contains("equally many tokens"), "{e}"),
             }
         }
-        all.pages = self.pages_in_use() * self.sizes().1 * self.config.layers;
+        all.pages = self.pages_in_use() * self.sizes().1;
         let found = cache.bytes();
         assert_eq!(CacheBytes { allocated: 0, ..found }, all);
     }
 
     /// Compares attention over `ids` with `queries` query tokens each.
     pub fn assert_attends(
-        &self,
+        &mut self,
         rng: &mut Rng,
         cache: &mut Cache,
         layer: usize,
         ids: &[SequenceId],
         queries: usize,
     ) {
-        let config = &self.config;
+        let config = &self.config.clone();
         let (dim_k, dim_v) = (config.k.head_dim(), config.v.head_dim());
         let total = ids.len() * queries;
         let shape = |dim| Layout::Gaps.shape(1, total, config.q_heads, dim);
@@ -419,6 +652,13 @@ impl Model {
             }
         }
         out.assert_gaps_untouched();
+        for (b, id) in ids.iter().enumerate() {
+            let (from, to) = (b * queries, (b + 1) * queries);
+            let (q, lse) = (numbers_of(&q, from, to), numbers_of(&lse, from, to));
+            let l = &mut self.live.get_mut(id).unwrap().layers[layer];
+            let queries = gather_queries(config, 0, &q, &lse, l.k.len());
+            l.observe(config, queries, (Some(0.1), softcap, sliding_window));
+        }
     }
 }
 
@@ -462,6 +702,26 @@ impl Pair {
         let found = run::cache_append(&self.model.context, &mut self.cache, layer, ids, k.view(), v.view());
         assert_eq!(found, expected);
         found.is_ok()
+    }
+
+    /// Saves a sequence and restores it beside the first.
+    pub fn restore(&mut self, id: SequenceId) -> SequenceId {
+        let new = self.cache.restore(&self.cache.save(id).unwrap()).unwrap();
+        self.model.restore(id, new);
+        new
+    }
+
+    /// Appends tokens with the queries of the newest, as after a prompt.
+    pub fn append_with_queries(&mut self, layer: usize, ids: &[SequenceId], [k, v, q, lse]: [&Dense; 4]) {
+        self.model.append_with_queries(layer, ids, k, v, Some((q, lse))).unwrap();
+        let queries = CacheQueries {
+            q: q.view(),
+            lse: Some(lse.view()),
+            scale: None,
+            softcap: None,
+            sliding_window: None,
+        };
+        self.cache.append_with_queries(Stream::NONE, layer, ids, k.view(), v.view(), queries).unwrap();
     }
 
     /// Appends `tokens` random tokens to every layer of every sequence named.

@@ -1,8 +1,11 @@
 //! The structures of the header, as a C and a C++ compiler lay them out, have the sizes and offsets of the Rust ones.
 
 use mustafar::capi::cache::attend::mustafar_cache_attend_args;
-use mustafar::capi::cache::config::{MUSTAFAR_SINKS_NONE, mustafar_cache_config, mustafar_center_mode};
+use mustafar::capi::cache::config::{
+    MUSTAFAR_SINKS_NONE, mustafar_cache_config, mustafar_cache_head_formats, mustafar_center_mode,
+};
 use mustafar::capi::cache::mustafar_cache_bytes_info;
+use mustafar::capi::cache::sequence::mustafar_cache_queries;
 use mustafar::capi::context::{mustafar_backend, mustafar_context_config, mustafar_device_errors};
 use mustafar::capi::format::{mustafar_format, mustafar_page_layout, mustafar_rows};
 use mustafar::capi::ops::append::{mustafar_append_args, mustafar_append_side};
@@ -11,13 +14,17 @@ use mustafar::capi::ops::compress::mustafar_compress_args;
 use mustafar::capi::ops::decompress::mustafar_decompress_args;
 use mustafar::capi::ops::merge::mustafar_merge_args;
 use mustafar::capi::ops::prune::{mustafar_prune_args, mustafar_selection};
+use mustafar::capi::ops::score::{
+    mustafar_query_weights_args, mustafar_structured_weights_args, mustafar_token_weights_args,
+};
 use mustafar::capi::ops::spmv::{mustafar_spmv_key_args, mustafar_spmv_value_args};
 use mustafar::capi::ops::validate::mustafar_validate_args;
 use mustafar::capi::pool::{mustafar_center, mustafar_pool, mustafar_pool_mut, mustafar_sequences};
 use mustafar::capi::status::{mustafar_status, mustafar_status_name};
+use mustafar::capi::strategy::mustafar_strategy;
 use mustafar::capi::structs::Extensible;
 use mustafar::capi::tensor::{mustafar_tensor, mustafar_tensor_mut};
-use mustafar::{DType, ValueType, format};
+use mustafar::{DType, Strategy, ValueType, format};
 use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -53,6 +60,11 @@ fn structures() -> Vec<Described> {
         described::<mustafar_spmv_key_args>(),
         described::<mustafar_spmv_value_args>(),
         described::<mustafar_merge_args>(),
+        described::<mustafar_query_weights_args>(),
+        described::<mustafar_structured_weights_args>(),
+        described::<mustafar_token_weights_args>(),
+        described::<mustafar_cache_head_formats>(),
+        described::<mustafar_cache_queries>(),
         described::<mustafar_cache_config>(),
         described::<mustafar_cache_bytes_info>(),
         described::<mustafar_cache_attend_args>(),
@@ -104,6 +116,16 @@ fn assertions(check: &str) -> String {
         ("MUSTAFAR_SELECTION_TOKEN", mustafar_selection::Token as u32),
         ("MUSTAFAR_SELECTION_TOKEN_REFERENCE_TIES", mustafar_selection::TokenReferenceTies as u32),
         ("MUSTAFAR_SELECTION_CHANNEL", mustafar_selection::Channel as u32),
+        ("MUSTAFAR_STRATEGY_DEFAULT", mustafar_strategy::Default as u32),
+        ("MUSTAFAR_STRATEGY_KT_MAG", Strategy::KtMag as u32),
+        ("MUSTAFAR_STRATEGY_KT_OPA", Strategy::KtOpa as u32),
+        ("MUSTAFAR_STRATEGY_KC_MAG", Strategy::KcMag as u32),
+        ("MUSTAFAR_STRATEGY_THINK", Strategy::Think as u32),
+        ("MUSTAFAR_STRATEGY_VT_MAG", Strategy::VtMag as u32),
+        ("MUSTAFAR_STRATEGY_VT_OPA", Strategy::VtOpa as u32),
+        ("MUSTAFAR_STRATEGY_VC_MAG", Strategy::VcMag as u32),
+        ("MUSTAFAR_STRATEGY_VC_OPA", Strategy::VcOpa as u32),
+        ("MUSTAFAR_STRATEGY_THINV", Strategy::Thinv as u32),
         ("MUSTAFAR_CENTER_MODE_NONE", mustafar_center_mode::None as u32),
         ("MUSTAFAR_CENTER_MODE_MEDIAN", mustafar_center_mode::Median as u32),
         ("MUSTAFAR_SINKS_NONE", MUSTAFAR_SINKS_NONE),

@@ -9,5 +9,6 @@ mod calls;
 mod cuda;
 mod layout;
 mod queries;
+mod strategies;
 mod support;
 mod versions;

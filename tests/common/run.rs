@@ -162,6 +162,7 @@ pub fn prune(context: &Context, mut args: Prune<'_>) -> Result<()> {
         x: s.tensor_mut(&mut args.x),
         selection: args.selection,
         weights: args.weights.map(|w| s.mem(&w)),
+        token_weights: args.token_weights.map(|w| s.mem(&w)),
         mask: args.mask.map(|m| s.mem_mut(m)),
     };
     on_device(context, s, |stream| ops::prune(context, stream, args)).map(Staging::finish)

@@ -41,7 +41,7 @@ fn expect(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) -> (Dense
             }
             Selection::Channel(keep) if t % 32 == 0 => {
                 let group: Vec<_> = (t..t + 32).map(|t| x.row_bits(b, t, h)).collect();
-                for (i, row) in reference::prune_channel(&group, keep).iter().enumerate() {
+                for (i, row) in reference::prune_channel(dtype, &group, keep, None).iter().enumerate() {
                     put((b, t + i, h), row);
                 }
             }

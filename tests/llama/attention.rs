@@ -31,13 +31,14 @@ const QUERY_BLOCK: usize = 64;
 const TOKEN_BLOCK: usize = 256;
 
 /// Causal attention of a prompt over itself. `q` is `[tokens, q heads, dim]`, `k` and `v` `[tokens, kv heads,
-/// dim]`, `out` as `q`.
-pub fn prefill(heads: Heads, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+/// dim]`, `out` as `q`; `lse` receives the log-sum-exps, `[tokens, q heads]`.
+pub fn prefill(heads: Heads, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let (q_width, kv_width) = (heads.q * heads.dim, heads.kv * heads.dim);
     assert_eq!(q.len() / q_width, k.len() / kv_width, "one query per token");
     let blocks = q.par_chunks(QUERY_BLOCK * q_width).zip(out.par_chunks_mut(QUERY_BLOCK * q_width));
+    let blocks = blocks.zip(lse.par_chunks_mut(QUERY_BLOCK * heads.q));
     // Last blocks first: they see the most tokens, and a long task at the end would leave the other threads idle.
-    blocks.enumerate().rev().for_each_init(Vec::new, |scores: &mut Vec<f32>, (block, (q, out))| {
+    blocks.enumerate().rev().for_each_init(Vec::new, |scores: &mut Vec<f32>, (block, ((q, out), lse))| {
         let first = block * QUERY_BLOCK;
         let queries = q.len() / q_width;
         let seen = first + queries;
@@ -62,7 +63,9 @@ pub fn prefill(heads: Heads, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
             product(scores, View::rows(&gathered, rows, heads.dim, heads.dim), keys.transposed(), false, 1);
             for (row, (scores, inverse)) in scores.chunks_exact_mut(seen).zip(&mut inverse).enumerate() {
                 let (visible, hidden) = scores.split_at_mut(first + row % queries + 1);
-                *inverse = 1.0 / exp_scores(visible).1;
+                let (max, sum) = exp_scores(visible);
+                *inverse = 1.0 / sum;
+                lse[row % queries * heads.q + kv * heads.group() + row / queries] = max + sum.ln();
                 hidden.fill(0.0);
             }
             let values = head_rows(&v[kv * heads.dim..]);

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`gguf`] and [`quant`] (the file), [`config`] and [`weights`] (what is in it), [`model`] (the
 //! forward pass), [`store`] and [`attention`] (where K and V go and how they are attended to), [`tokenizer`],
-//! [`sample`], [`evaluate`] (perplexity and agreement with dense).
+//! [`sample`], [`evaluate`] (perplexity and agreement with dense), [`passkey`] (finding a fact in a long text).
 #![allow(dead_code, unreachable_pub, reason = "each test and example uses its own part of this module")]
 
 pub mod attention;
@@ -14,6 +14,7 @@ pub mod fetch;
 pub mod gguf;
 pub mod matmul;
 pub mod model;
+pub mod passkey;
 pub mod quant;
 pub mod rope;
 pub mod sample;

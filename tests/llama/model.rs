@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 use super::gguf::Gguf;
 use super::matmul::Matrix;
 use super::rope::{self, Rope};
-use super::store::KvStore;
+use super::store::{KvStore, LastQueries};
 use super::vector::{add, rms_norm, silu_mul, to_f16, to_f32};
 use super::weights::Weights;
 use half::f16;
@@ -104,6 +104,7 @@ impl Model {
         let positions: Vec<usize> = (0..tokens.len()).collect();
         let heads = self.heads();
         let (mut k, mut v) = (Vec::new(), Vec::new());
+        let mut lse = vec![0.0; tokens.len() * heads.q];
         let hidden = self.forward(tokens, &positions, meter, |layer, projected, out, meter| {
             // Attention sees what decoding will see later: keys and values rounded to f16.
             let start = Instant::now();
@@ -111,10 +112,11 @@ impl Model {
             v.resize(projected.v.len(), 0.0);
             to_f32(projected.k, &mut k);
             to_f32(projected.v, &mut v);
-            attention::prefill(heads, projected.q, &k, &v, out);
+            attention::prefill(heads, projected.q, &k, &v, out, &mut lse);
             meter.attention += start.elapsed();
             let start = Instant::now();
-            store.append(layer, projected.k, projected.v)?;
+            let queries = LastQueries::of(heads, projected.q, &lse);
+            store.append_prompt(layer, projected.k, projected.v, queries)?;
             meter.append += start.elapsed();
             Ok(())
         })?;

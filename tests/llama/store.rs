@@ -3,20 +3,25 @@
 use super::attention::{self, Heads};
 use super::config::Config;
 use super::error::{Error, Result};
-use half::f16;
+use half::{bf16, f16};
+use mustafar::ops::RECENT_QUERIES;
 use mustafar::{
-    Cache, CacheAttend, CacheConfig, CenterMode, Context, DType, Mem, MemMut, PageFormat, SequenceId, Shape,
-    Stream, Tensor, TensorMut, ValueType, keep_for_sparsity,
+    Cache, CacheAttend, CacheConfig, CacheQueries, CenterMode, Context, DType, Mem, MemMut, SequenceId,
+    Shape, Strategy, Stream, Tensor, TensorMut, ValueType,
 };
 
 /// How a [`mustafar::Cache`] prunes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// Fraction of each key row that is dropped.
+    /// How keys are chosen.
+    pub k_strategy: Strategy,
+    /// How values are chosen.
+    pub v_strategy: Strategy,
+    /// Fraction of the keys that is dropped.
     pub k_sparsity: f64,
-    /// Fraction of each value row that is dropped.
+    /// Fraction of the values that is dropped.
     pub v_sparsity: f64,
-    /// Type of the values in pages of K and V: f16, or one of 8 bits.
+    /// Type of the values in pages of K and V; tokens are f16, and bf16 for bf16 values.
     pub values: ValueType,
     /// Newest tokens that are never pruned.
     pub window: usize,
@@ -31,6 +36,8 @@ impl Policy {
     /// The library's defaults at one sparsity for keys and values.
     pub fn at(sparsity: f64) -> Self {
         Self {
+            k_strategy: Strategy::KtMag,
+            v_strategy: Strategy::VtMag,
             k_sparsity: sparsity,
             v_sparsity: sparsity,
             values: ValueType::F16,
@@ -49,6 +56,34 @@ pub struct KvBytes {
     pub dense: usize,
 }
 
+/// The last queries of a prompt in one layer, which some strategies judge by.
+#[derive(Debug, Clone, Copy)]
+pub struct LastQueries<'a> {
+    /// `[tokens, q heads, dim]`, after RoPE.
+    q: &'a [f32],
+    /// Their log-sum-exps, `[tokens, q heads]`.
+    lse: &'a [f32],
+}
+
+impl<'a> LastQueries<'a> {
+    /// From the queries of a whole prompt.
+    pub fn of(heads: Heads, q: &'a [f32], lse: &'a [f32]) -> Self {
+        let dropped = (lse.len() / heads.q).saturating_sub(RECENT_QUERIES);
+        Self { q: &q[dropped * heads.q * heads.dim..], lse: &lse[dropped * heads.q..] }
+    }
+}
+
+/// One layer of a dense store.
+#[derive(Debug, Clone, Default)]
+struct DenseLayer {
+    /// `[tokens, kv heads, dim]`.
+    k: Vec<f16>,
+    v: Vec<f16>,
+    /// The prompt's [`LastQueries`].
+    q: Vec<f32>,
+    lse: Vec<f32>,
+}
+
 /// Keys and values of one sequence, every layer.
 #[derive(Debug)]
 pub struct KvStore {
@@ -60,12 +95,16 @@ pub struct KvStore {
 
 #[derive(Debug)]
 enum Kind {
-    /// Per layer keys and values, `[tokens, kv heads, dim]`.
-    Dense(Vec<(Vec<f16>, Vec<f16>)>),
-    Pruned {
-        cache: Box<Cache>,
-        sequence: SequenceId,
-    },
+    Dense(Vec<DenseLayer>),
+    Pruned { cache: Box<Cache>, sequence: SequenceId, dtype: DType },
+}
+
+/// Bits of values in the type they are stored in.
+fn stored(dtype: DType, x: &[f16]) -> Vec<u16> {
+    match dtype {
+        DType::Bf16 => x.iter().map(|x| bf16::from_f32(x.to_f32()).to_bits()).collect(),
+        _ => x.iter().map(|x| x.to_bits()).collect(),
+    }
 }
 
 fn heads(config: &Config) -> Heads {
@@ -78,32 +117,35 @@ impl KvStore {
         Self {
             heads: heads(config),
             lens: vec![0; config.layers],
-            kind: Kind::Dense(vec![(Vec::new(), Vec::new()); config.layers]),
+            kind: Kind::Dense(vec![DenseLayer::default(); config.layers]),
         }
     }
 
     /// A [`mustafar::Cache`] of one sequence of up to `max_tokens`, attending with the context's threads.
     pub fn pruned(config: &Config, policy: &Policy, max_tokens: usize, context: &Context) -> Result<Self> {
         let dim = config.head_dim;
-        let keep_k = keep_for_sparsity(dim, policy.k_sparsity)?;
-        let keep_v = keep_for_sparsity(dim, policy.v_sparsity)?;
         let mut shape =
-            CacheConfig::new(config.layers, config.heads, config.kv_heads, dim, keep_k, keep_v, max_tokens)?;
+            CacheConfig::new(config.layers, config.heads, config.kv_heads, dim, dim, dim, max_tokens)?;
         // A group is whole pages: take the largest common page size that divides it. If none does, the cache says
         // what it needs.
         let page_tokens = [64, 32, 16].into_iter().find(|n| policy.group.is_multiple_of(*n)).unwrap_or(16);
-        shape.k = PageFormat::uniform(policy.values, dim, page_tokens, keep_k)?;
-        shape.v = PageFormat::uniform(policy.values, dim, page_tokens, keep_v)?;
+        let format =
+            |strategy: Strategy, sparsity| strategy.page_format(policy.values, dim, page_tokens, sparsity);
+        shape.k_strategy = policy.k_strategy;
+        shape.v_strategy = policy.v_strategy;
+        shape.k = format(policy.k_strategy, policy.k_sparsity)?;
+        shape.v = format(policy.v_strategy, policy.v_sparsity)?;
         shape.window = policy.window;
         shape.group = policy.group;
         shape.sinks = policy.sinks;
         shape.center = policy.center;
+        let dtype = shape.dtype(shape.k);
         let mut cache = Box::new(Cache::new(context, shape)?);
         let sequence = cache.create()?;
         Ok(Self {
             heads: heads(config),
             lens: vec![0; config.layers],
-            kind: Kind::Pruned { cache, sequence },
+            kind: Kind::Pruned { cache, sequence, dtype },
         })
     }
 
@@ -114,18 +156,58 @@ impl KvStore {
 
     /// Appends tokens to a layer: `k` and `v` are `[tokens, kv heads, dim]`, keys after RoPE.
     pub fn append(&mut self, layer: usize, k: &[f16], v: &[f16]) -> Result<()> {
-        let Heads { kv, dim, .. } = self.heads;
+        self.append_tokens(layer, k, v, None)
+    }
+
+    /// As [`KvStore::append`], with the last queries of these tokens, whose attention has been computed elsewhere.
+    pub fn append_prompt(
+        &mut self,
+        layer: usize,
+        k: &[f16],
+        v: &[f16],
+        queries: LastQueries<'_>,
+    ) -> Result<()> {
+        self.append_tokens(layer, k, v, Some(queries))
+    }
+
+    fn append_tokens(
+        &mut self,
+        layer: usize,
+        k: &[f16],
+        v: &[f16],
+        queries: Option<LastQueries<'_>>,
+    ) -> Result<()> {
+        let Heads { q, kv, dim } = self.heads;
         let tokens = k.len() / (kv * dim);
         match &mut self.kind {
             Kind::Dense(layers) => {
-                layers[layer].0.extend_from_slice(k);
-                layers[layer].1.extend_from_slice(v);
+                let layer = &mut layers[layer];
+                layer.k.extend_from_slice(k);
+                layer.v.extend_from_slice(v);
+                if let Some(queries) = queries {
+                    layer.q = queries.q.to_vec();
+                    layer.lse = queries.lse.to_vec();
+                }
             }
-            Kind::Pruned { cache, sequence } => {
+            Kind::Pruned { cache, sequence, dtype } => {
+                let (k, v) = (stored(*dtype, k), stored(*dtype, v));
                 let shape = Shape::contiguous(1, tokens, kv, dim)?;
-                let k = Tensor::new("k", Mem::host(k), DType::F16, shape)?;
-                let v = Tensor::new("v", Mem::host(v), DType::F16, shape)?;
-                cache.append(Stream::NONE, layer, *sequence, k, v)?;
+                let k = Tensor::new("k", Mem::host(&k), *dtype, shape)?;
+                let v = Tensor::new("v", Mem::host(&v), *dtype, shape)?;
+                match queries {
+                    None => cache.append(Stream::NONE, layer, *sequence, k, v)?,
+                    Some(LastQueries { q: rows, lse }) => {
+                        let shape = |dim| Shape::contiguous(1, lse.len() / q, q, dim);
+                        let queries = CacheQueries {
+                            q: Tensor::new("q", Mem::host(rows), DType::F32, shape(dim)?)?,
+                            lse: Some(Tensor::new("lse", Mem::host(lse), DType::F32, shape(1)?)?),
+                            scale: None,
+                            softcap: None,
+                            sliding_window: None,
+                        };
+                        cache.append_with_queries(Stream::NONE, layer, &[*sequence], k, v, queries)?;
+                    }
+                }
             }
         }
         self.lens[layer] += tokens;
@@ -137,8 +219,10 @@ impl KvStore {
         let Kind::Dense(layers) = &dense.kind else {
             return Err(Error::Invalid("only a dense store can be copied into another".to_string()));
         };
-        for (layer, (k, v)) in layers.iter().enumerate() {
-            self.append(layer, k, v)?;
+        for (layer, DenseLayer { k, v, q, lse }) in layers.iter().enumerate() {
+            // Without a prompt there are no queries.
+            let queries = (!lse.is_empty()).then_some(LastQueries { q, lse });
+            self.append_tokens(layer, k, v, queries)?;
         }
         Ok(())
     }
@@ -147,10 +231,10 @@ impl KvStore {
     pub fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
         match &mut self.kind {
             Kind::Dense(layers) => {
-                let (k, v) = &layers[layer];
+                let DenseLayer { k, v, .. } = &layers[layer];
                 attention::decode(self.heads, q, k, v, out);
             }
-            Kind::Pruned { cache, sequence } => {
+            Kind::Pruned { cache, sequence, .. } => {
                 let shape = Shape::contiguous(1, 1, self.heads.q, self.heads.dim)?;
                 let args = CacheAttend {
                     layer,
@@ -172,17 +256,18 @@ impl KvStore {
     pub fn compressed(&self) -> Result<usize> {
         match &self.kind {
             Kind::Dense(_) => Ok(0),
-            Kind::Pruned { cache, sequence } => Ok(cache.len(0, *sequence)?.1),
+            Kind::Pruned { cache, sequence, .. } => Ok(cache.len(0, *sequence)?.1),
         }
     }
 
     pub fn bytes(&self) -> Result<KvBytes> {
         match &self.kind {
             Kind::Dense(layers) => {
-                let bytes = layers.iter().map(|(k, v)| size_of_val(&k[..]) + size_of_val(&v[..])).sum();
+                let bytes =
+                    layers.iter().map(|layer| size_of_val(&layer.k[..]) + size_of_val(&layer.v[..])).sum();
                 Ok(KvBytes { held: bytes, dense: bytes })
             }
-            Kind::Pruned { cache, sequence } => {
+            Kind::Pruned { cache, sequence, .. } => {
                 let bytes = cache.sequence_bytes(*sequence)?;
                 Ok(KvBytes { held: bytes.pages + bytes.window, dense: bytes.dense_equivalent })
             }

@@ -8,7 +8,7 @@ use crate::llama::store::Policy;
 use crate::llama::tokenizer::Tokenizer;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use mustafar::{CenterMode, ValueType, keep_for_sparsity};
+use mustafar::{CenterMode, Side, Strategy, ValueType, keep_for_sparsity};
 use std::path::PathBuf;
 
 /// Which model, and with what it runs.
@@ -22,9 +22,15 @@ pub(crate) struct ModelOptions {
     threads: Option<u16>,
 }
 
-/// What stays dense, and whether keys are centred.
+/// How keys and values are chosen and stored, what stays dense, and whether keys are centred.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyOptions {
+    /// How keys are chosen: Kt_Mag, Kt_Opa, Kc_Mag or think
+    #[arg(long, value_name = "NAME", default_value = "Kt_Mag", value_parser = |name: &str| strategy(Side::K, name))]
+    strategy_k: Strategy,
+    /// How values are chosen: Vt_Mag, Vt_Opa, Vc_Mag, Vc_Opa or thinv
+    #[arg(long, value_name = "NAME", default_value = "Vt_Mag", value_parser = |name: &str| strategy(Side::V, name))]
+    strategy_v: Strategy,
     /// Newest tokens that are never pruned
     #[arg(long, value_name = "R", default_value_t = 32)]
     window: usize,
@@ -37,8 +43,8 @@ pub(crate) struct PolicyOptions {
     /// What is subtracted from keys before they are pruned
     #[arg(long, value_enum, default_value_t = Center::None)]
     center: Center,
-    /// Type of the values that are stored; tokens are f16
-    #[arg(long, value_enum, default_value_t = Values::F16)]
+    /// Type of the values that are stored; tokens are f16, and bf16 for bf16 values
+    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = Values::F16)]
     values: Values,
 }
 
@@ -54,6 +60,8 @@ enum Center {
 enum Values {
     /// As they are
     F16,
+    /// Rounded to bf16
+    Bf16,
     /// 8-bit floats with a scale per row
     E4m3,
     /// 8-bit integers with a scale per row
@@ -63,10 +71,13 @@ enum Values {
 impl PolicyOptions {
     pub(crate) fn policy(&self, k_sparsity: f64, v_sparsity: f64) -> Policy {
         Policy {
+            k_strategy: self.strategy_k,
+            v_strategy: self.strategy_v,
             k_sparsity,
             v_sparsity,
             values: match self.values {
                 Values::F16 => ValueType::F16,
+                Values::Bf16 => ValueType::Bf16,
                 Values::E4m3 => ValueType::E4m3,
                 Values::Int8 => ValueType::Int8,
             },
@@ -79,6 +90,10 @@ impl PolicyOptions {
             },
         }
     }
+}
+
+fn strategy(side: Side, name: &str) -> std::result::Result<Strategy, String> {
+    Strategy::for_side("strategy", side, name).map_err(|e| e.to_string())
 }
 
 /// Parses a sparsity and refuses what the library would refuse.

@@ -57,9 +57,14 @@ pub fn default_max_length(context: usize) -> Result<usize> {
 impl Run<'_> {
     /// The folder of the predictions.
     pub fn folder(&self) -> PathBuf {
-        let Policy { k_sparsity: k, v_sparsity: v, .. } = self.policy;
+        let Policy { k_strategy, v_strategy, k_sparsity: k, v_sparsity: v, .. } = self.policy;
+        let plain = Policy::at(0.0);
+        let other = match (k_strategy, v_strategy) == (plain.k_strategy, plain.v_strategy) {
+            true => String::new(),
+            false => format!("_{k_strategy}_{v_strategy}"),
+        };
         // As Python prints floats: 0.0, 0.7.
-        self.out.join(format!("{}_{}_K_{k:?}_V_{v:?}", self.name, self.max_length))
+        self.out.join(format!("{}_{}_K_{k:?}_V_{v:?}{other}", self.name, self.max_length))
     }
 
     /// Answers every item that has no answer yet. Returns how many lines of the data were left out.

@@ -1,12 +1,13 @@
 //! Sequences of a cache: life, length, appending.
 
 use crate::backend::Stream;
-use crate::cache::SequenceId;
+use crate::cache::{CacheQueries, SequenceId};
 use crate::capi::cache::{change, look, mustafar_cache, mustafar_cache_bytes_info, write_bytes};
 use crate::capi::handle::{check_pointer, put};
 use crate::capi::status::mustafar_status;
-use crate::capi::tensor::{mustafar_tensor, tensor, tensor_names};
-use crate::capi::views::{Pointers, size, to_i64};
+use crate::capi::structs::{extensible, read};
+use crate::capi::tensor::{mustafar_tensor, tensor, tensor_names, tensor_optional};
+use crate::capi::views::{Pointers, number_optional, size, size_optional, to_i64};
 use crate::error::Result;
 use crate::mem::Place;
 use std::ffi::c_void;
@@ -230,6 +231,82 @@ pub unsafe extern "C" fn mustafar_cache_append_batch(
         // SAFETY: the contract of this module.
         let stream = unsafe { Stream::from_raw(stream) };
         cache.append_batch(stream, layer as usize, &ids, k, v)
+    };
+    // SAFETY: the contract of this module.
+    unsafe { change(cache, body) }
+}
+
+/// Queries of the newest tokens of each sequence, for mustafar_cache_append_with_queries.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct mustafar_cache_queries {
+    /// sizeof(mustafar_cache_queries).
+    pub struct_size: usize,
+    /// Queries after RoPE, f16, bf16 or f32 [num_sequences, n, q_heads, k head_dim]: those of the last n tokens appended,
+    /// 1 to all of them; more than 32 are not needed. Required.
+    pub q: *const mustafar_tensor,
+    /// Their natural-log log-sum-exps, f32 [num_sequences, n, q_heads, 1], over all tokens that each query saw. Required for
+    /// VC_OPA, else may be NULL.
+    pub lse: *const mustafar_tensor,
+    /// A query sees only this many last positions, its own included; 0: all.
+    pub sliding_window: i64,
+    /// Factor of q.k; 0 is 1 / sqrt(k head_dim).
+    pub scale: f32,
+    /// c > 0 turns a score s into c * tanh(s / c); 0: off.
+    pub softcap: f32,
+}
+
+extensible!(mustafar_cache_queries, first_release_ends_with softcap, {
+    struct_size, q, lse, sliding_window, scale, softcap,
+});
+
+/// As mustafar_cache_append_batch, with the queries of the newest of these tokens: what a caller that has computed their
+/// attention itself, as for a prompt, owes strategies that judge by queries (KT_OPA, THINK, VC_OPA). mustafar_cache_attend
+/// remembers its own.
+///
+/// @param cache          The cache.
+/// @param layer          Layer, 0 to layers - 1.
+/// @param sequences      Host memory; no sequence twice.
+/// @param num_sequences  How many.
+/// @param k              Keys [num_sequences, tokens, kv_heads, head_dim].
+/// @param v              Values [num_sequences, tokens, kv_heads, head_dim].
+/// @param queries        The queries.
+/// @param stream         CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return As mustafar_cache_append_batch; INVALID_ARGUMENT for the queries.
+///
+/// Async: CUDA yes, CPU no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: one call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mustafar_cache_append_with_queries(
+    cache: *mut mustafar_cache,
+    layer: u32,
+    sequences: *const u64,
+    num_sequences: i64,
+    k: *const mustafar_tensor,
+    v: *const mustafar_tensor,
+    queries: *const mustafar_cache_queries,
+    stream: *mut c_void,
+) -> mustafar_status {
+    let body = |cache: &mut crate::Cache, pointers| {
+        // SAFETY: the contract of this module.
+        let ids = unsafe { ids(sequences, num_sequences)? };
+        // SAFETY: the contract of this module.
+        let k = unsafe { tensor(pointers, &tensor_names!("k"), k)? };
+        // SAFETY: the contract of this module.
+        let v = unsafe { tensor(pointers, &tensor_names!("v"), v)? };
+        // SAFETY: the contract of this module.
+        let a = unsafe { read("queries", queries)? };
+        let queries = CacheQueries {
+            // SAFETY: the contract of this module.
+            q: unsafe { tensor(pointers, &tensor_names!("queries.q"), a.q)? },
+            // SAFETY: the contract of this module.
+            lse: unsafe { tensor_optional(pointers, &tensor_names!("queries.lse"), a.lse)? },
+            scale: number_optional(a.scale),
+            softcap: number_optional(a.softcap),
+            sliding_window: size_optional("queries.sliding_window", a.sliding_window)?,
+        };
+        // SAFETY: the contract of this module.
+        let stream = unsafe { Stream::from_raw(stream) };
+        cache.append_with_queries(stream, layer as usize, &ids, k, v, queries)
     };
     // SAFETY: the contract of this module.
     unsafe { change(cache, body) }

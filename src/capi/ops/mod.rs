@@ -7,6 +7,7 @@ pub mod compress;
 pub mod decompress;
 pub mod merge;
 pub mod prune;
+pub mod score;
 pub mod spmv;
 pub mod validate;
 

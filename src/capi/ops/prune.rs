@@ -47,10 +47,13 @@ pub struct mustafar_prune_args {
     /// Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
     /// be NULL.
     pub mask: *mut u8,
+    /// Token weights, float [batch, tokens, heads], each >= 0: the score is abs(x) * w. CHANNEL only, CPU only. NULL: plain
+    /// magnitude.
+    pub token_weights: *const f32,
 }
 
 extensible!(mustafar_prune_args, first_release_ends_with mask, {
-    struct_size, x, selection, keep, dropped, reserved, weights, mask,
+    struct_size, x, selection, keep, dropped, reserved, weights, mask, token_weights,
 });
 
 fn selection(code: u32, keep: u32, dropped: u32) -> Result<Selection> {
@@ -99,11 +102,14 @@ pub unsafe extern "C" fn mustafar_prune(
         let x = unsafe { tensor_mut(pointers, &tensor_names!("x"), a.x)? };
         let s = x.shape;
         let weights = product("weights", &[s.heads, s.dim])?;
+        let token_weights = product("token_weights", &[s.batch, s.tokens, s.heads])?;
         let mask = product("mask", &[s.batch, s.tokens, s.heads, s.dim / 8])?;
         let args = Prune {
             selection: selection(a.selection, a.keep, a.dropped)?,
             // SAFETY: the contract of this module.
             weights: unsafe { pointers.mem_optional("weights", a.weights, weights)? },
+            // SAFETY: the contract of this module.
+            token_weights: unsafe { pointers.mem_optional("token_weights", a.token_weights, token_weights)? },
             // SAFETY: the contract of this module.
             mask: unsafe { pointers.mem_mut_optional("mask", a.mask, mask)? },
             x,

@@ -74,7 +74,10 @@ impl Shapes {
         if let Some(compressed) = &args.compressed {
             shapes.check_compressed(compressed)?;
         }
-        shapes.check_scalars(args)?;
+        check::scalars(args.scale, args.softcap, args.sliding_window)?;
+        if args.split_tokens == Some(0) {
+            return Err(Error::invalid("split_tokens", 0, "at least 1"));
+        }
         Ok(shapes)
     }
 
@@ -146,27 +149,6 @@ impl Shapes {
         check::sequences(&compressed.sequences, k)?;
         if let Some(center) = &compressed.k_center {
             check::center_batch("compressed.k_center.batch", center, self.batch)?;
-        }
-        Ok(())
-    }
-
-    fn check_scalars(&self, args: &Attend<'_>) -> Result<()> {
-        if let Some(scale) = args.scale
-            && !scale.is_finite()
-        {
-            return Err(Error::invalid("scale", scale, "a finite number"));
-        }
-        if let Some(softcap) = args.softcap
-            && !(softcap.is_finite() && softcap > 0.0)
-        {
-            return Err(Error::invalid("softcap", softcap, "a finite number above 0"));
-        }
-        for (argument, value) in
-            [("sliding_window", args.sliding_window), ("split_tokens", args.split_tokens)]
-        {
-            if value == Some(0) {
-                return Err(Error::invalid(argument, 0, "at least 1"));
-            }
         }
         Ok(())
     }
