@@ -370,7 +370,7 @@ fn a_small_vocabulary_tokenizes() {
         "abc ab<note>",
         "special tokens are not shown, others are"
     );
-    assert_eq!(t.eos(), 0);
+    assert_eq!(t.ends(), [0]);
     assert!(t.chat(&[]).unwrap_err().to_string().contains("chat template is missing"));
 
     let mut entries = vocabulary();

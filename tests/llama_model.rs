@@ -9,7 +9,6 @@ mod llama;
 
 use llama::evaluate::{Score, perplexity};
 use llama::fetch;
-use llama::gguf::Gguf;
 use llama::model::{Meter, Model};
 use llama::sample::argmax;
 use llama::store::{KvStore, Policy};
@@ -24,10 +23,8 @@ fn model() -> Option<&'static (Model, Tokenizer)> {
             true => fetch::fetch(&mut |line| eprintln!("{line}")).unwrap_or_else(|e| panic!("{e}")),
             false => fetch::present()?,
         };
-        let mut file = Gguf::open(&path).unwrap();
-        let tokenizer = Tokenizer::from_gguf(&file).unwrap();
         let threads = std::thread::available_parallelism().unwrap().get();
-        Some((Model::load(&mut file, threads, &mut |_, _| {}).unwrap(), tokenizer))
+        Some(Model::open(&path, threads, &mut |_, _| {}).unwrap())
     });
     if model.is_none() {
         eprintln!("SKIPPED: {} is missing; MUSTAFAR_REQUIRE_MODEL=1 fetches it", fetch::path().display());
@@ -53,7 +50,7 @@ fn tokenizer_gives_the_models_ids() {
     }
     assert_eq!(tokenizer.encode("<|im_start|>user\n<|im_end|>").unwrap(), [1, 4093, 198, 2]);
     assert_eq!(tokenizer.decode(&[1, 4093, 198, 2]).unwrap(), "user\n");
-    assert_eq!(tokenizer.eos(), 2);
+    assert_eq!(tokenizer.ends(), [2]);
     let ids = tokenizer.encode(STORY).unwrap();
     assert_eq!((ids.len(), ids.iter().sum::<u32>()), (2675, 8_060_940));
     assert_eq!(tokenizer.decode(&ids).unwrap(), STORY);
@@ -87,7 +84,7 @@ fn greedy_answers_are_sensible_and_stable() {
             let (mut store, mut meter) = (KvStore::dense(&model.config), Meter::default());
             let mut logits = model.prefill(&prompt, &mut store, &mut meter).unwrap();
             let mut answer = Vec::new();
-            while answer.len() < 24 && argmax(&logits) != tokenizer.eos() {
+            while answer.len() < 24 && !tokenizer.ends().contains(&argmax(&logits)) {
                 answer.push(argmax(&logits));
                 logits = model.decode(&answer[answer.len() - 1..], &mut [&mut store], &mut meter).unwrap();
             }

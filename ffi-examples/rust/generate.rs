@@ -185,7 +185,7 @@ fn generate(
         tokens.push(token);
         likeliest.push(argmax(&logits));
         progress.inc(1);
-        if token == tokenizer.eos() || tokens.len() == limit {
+        if tokenizer.ends().contains(&token) || tokens.len() == limit {
             break;
         }
         logits = model.decode(&[token], &mut [store], &mut meter)?;

@@ -90,11 +90,12 @@ fn predict(args: &Predict) -> Result<()> {
     let tasks = tasks::select(&args.tasks, args.e)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(if args.e { "pred_e" } else { "pred" }));
     let (model, tokenizer) = args.model.load()?;
-    let file = args.model.model.clone().unwrap_or_else(llama::fetch::path);
+    let path = args.model.model.clone().unwrap_or_else(llama::fetch::path);
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     let run = Run {
         data: &args.data,
         out: &out,
-        name: &file.file_stem().unwrap_or_default().to_string_lossy(),
+        name: &name.unwrap_or_default().to_string_lossy(),
         tasks: &tasks,
         e: args.e,
         max_length: args.max_length.map_or_else(|| default_max_length(model.config.context), Ok)?,

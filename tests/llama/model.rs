@@ -1,18 +1,20 @@
 //! The forward pass.
 
 use super::attention::{self, Heads};
+use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
 use super::gguf::Gguf;
 use super::matmul::Matrix;
 use super::rope::{self, Rope};
+use super::source::Source;
 use super::store::{KvStore, LastQueries};
+use super::tokenizer::Tokenizer;
 use super::vector::{add, rms_norm, silu_mul, to_f16, to_f32};
 use super::weights::Weights;
 use half::f16;
 use mustafar::Context;
 use rayon::prelude::*;
-use std::io::{Read, Seek};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -48,24 +50,31 @@ struct Projected<'a> {
 }
 
 impl Model {
-    /// Reads a GGUF file. `progress` gets (tensors read, tensors in all).
+    /// Opens a GGUF file, or the folder of a Hugging Face checkpoint, with its tokenizer. `progress` gets (tensors
+    /// read, tensors in all).
     pub fn open(
         path: &Path,
         threads: usize,
         progress: &mut (dyn FnMut(usize, usize) + Send),
-    ) -> Result<Self> {
-        Self::load(&mut Gguf::open(path)?, threads, progress)
+    ) -> Result<(Self, Tokenizer)> {
+        if path.is_dir() {
+            let tokenizer = Tokenizer::from_folder(path)?;
+            return Ok((Self::load(&mut Checkpoint::open(path)?, threads, progress)?, tokenizer));
+        }
+        let mut file = Gguf::open(path)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        Ok((Self::load(&mut file, threads, progress)?, tokenizer))
     }
 
-    /// As [`Model::open`] from a file that is open already.
-    pub fn load<R: Read + Seek + Send>(
-        file: &mut Gguf<R>,
+    /// The model alone, from what is open already.
+    pub fn load(
+        source: &mut (impl Source + Send),
         threads: usize,
         progress: &mut (dyn FnMut(usize, usize) + Send),
     ) -> Result<Self> {
-        let config = Config::from_gguf(file)?;
+        let config = source.config()?;
         let (pool, context) = workers(threads)?;
-        let weights = pool.install(|| Weights::load(file, &config, progress))?;
+        let weights = pool.install(|| Weights::load(source, &config, progress))?;
         Ok(Self::assemble(config, weights, pool, context))
     }
 

@@ -1,11 +1,15 @@
-//! The model's own tokenizer and chat template, from GGUF metadata.
+//! The model's own tokenizer and chat template, from GGUF metadata or the JSON files of a checkpoint.
 
+use super::checkpoint::read_json;
 use super::error::{Error, Result};
 use super::gguf::Gguf;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, context};
+use minijinja::{Environment, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{Read, Seek};
+use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -24,7 +28,8 @@ pub struct Tokenizer {
     inner: Inner,
     /// Put before every prompt, if the model wants that.
     bos: Option<u32>,
-    eos: u32,
+    /// Tokens that end an answer.
+    ends: Vec<u32>,
     template: Option<String>,
     bos_text: String,
     eos_text: String,
@@ -94,11 +99,62 @@ impl Tokenizer {
         Ok(Self {
             inner,
             bos: bos.filter(|_| add_bos).map(|id| id as u32),
-            eos: eos as u32,
+            ends: vec![eos as u32],
             template: file.get(template).map(|_| file.str(template).map(str::to_string)).transpose()?,
             bos_text: bos.map(|id| tokens[id].clone()).unwrap_or_default(),
             eos_text: tokens[eos].clone(),
         })
+    }
+
+    /// From `tokenizer.json`, `tokenizer_config.json` and, where there is one, `generation_config.json` of a folder.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let inner = Inner::from_file(&path).map_err(|e| Error::damaged(path.display(), e))?;
+        let settings_path = folder.join("tokenizer_config.json");
+        let settings = read_json(&settings_path)?;
+        let refused = |reason: String| Error::damaged(settings_path.display(), reason);
+        let text_of = |key: &str| {
+            let value = settings.get(key).filter(|value| !value.is_null());
+            value.map(|v| v.get("content").unwrap_or(v).as_str().unwrap_or_default().to_string())
+        };
+        let id_of = |key: &str, text: &str| {
+            inner.token_to_id(text).ok_or_else(|| refused(format!("{key} {text:?} is not in the vocabulary")))
+        };
+        let eos_text = text_of("eos_token").ok_or_else(|| refused("eos_token is missing".into()))?;
+        let mut ends = vec![id_of("eos_token", &eos_text)?];
+        let generation = folder.join("generation_config.json");
+        if generation.is_file() {
+            // A chat model's turn ends with another token than its texts: either one is a number or all are a list.
+            let found = read_json(&generation)?.get("eos_token_id").cloned().unwrap_or_default();
+            let ids = found.as_array().cloned().unwrap_or_else(|| vec![found]);
+            ends.extend(ids.iter().filter_map(Value::as_u64).map(|id| id as u32));
+        }
+        // What the tokenizer puts around a text: a beginning, or nothing.
+        let around = inner.encode_fast("", true).map_err(|e| Error::damaged(path.display(), e))?;
+        let bos = match around.get_ids() {
+            [] => None,
+            [bos] => Some(*bos),
+            ids => {
+                return Err(Error::unsupported(
+                    path.display(),
+                    format!("adding {ids:?}"),
+                    "one token at the start",
+                ));
+            }
+        };
+        let jinja = folder.join("chat_template.jinja");
+        let template = match jinja.is_file() {
+            true => Some(std::fs::read_to_string(&jinja).map_err(|e| Error::io(jinja.display(), e))?),
+            false => match settings.get("chat_template") {
+                Some(Value::Array(named)) => {
+                    let default = named.iter().find(|t| t.get("name").is_some_and(|name| name == "default"));
+                    default.and_then(|t| t.get("template")?.as_str()).map(str::to_string)
+                }
+                template => template.and_then(Value::as_str).map(str::to_string),
+            },
+        };
+        let bos_text = text_of("bos_token").unwrap_or_default();
+        Ok(Self { inner, bos, ends, template, bos_text, eos_text })
     }
 
     /// Ids of a text; special tokens written out in it become their ids. A beginning-of-sequence token comes first
@@ -118,9 +174,9 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| Error::Invalid(format!("cannot decode tokens: {e}")))
     }
 
-    /// The token that ends an answer.
-    pub fn eos(&self) -> u32 {
-        self.eos
+    /// The tokens that end an answer.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
     /// Whether [`Tokenizer::chat`] has something to render.
@@ -148,6 +204,11 @@ impl Tokenizer {
         let syntax =
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(refused)?;
         environment.set_syntax(syntax);
+        // Published templates call methods of Python's strings, and this function to refuse a conversation.
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", |reason: String| -> std::result::Result<(), _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
+        });
         let context = context! {
             messages => messages,
             add_generation_prompt => true,

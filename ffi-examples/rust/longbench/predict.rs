@@ -211,7 +211,7 @@ fn generate(
     prompt: &[u32],
     store: &mut KvStore,
 ) -> Result<Vec<u32>> {
-    let mut ends = vec![tokenizer.eos()];
+    let mut ends = tokenizer.ends().to_vec();
     // A model would go on with the next dialogue after its summary.
     if task.name == "samsum" {
         ends.extend(tokenizer.encode("\n")?.last());
