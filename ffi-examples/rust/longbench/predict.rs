@@ -147,7 +147,9 @@ impl Run<'_> {
             return Ok(());
         }
         fs::create_dir_all(&folder).map_err(|e| Error::io(folder.display(), e))?;
-        fs::write(&path, own.to_string()).map_err(named)
+        // Under another name first: a run that is killed here must not leave half of it.
+        let unfinished = folder.join("run.json.part");
+        fs::write(&unfinished, own.to_string()).and_then(|()| fs::rename(&unfinished, &path)).map_err(named)
     }
 
     fn answer(&self, model: &Model, tokenizer: &Tokenizer, task: &Task, item: &Item) -> Result<String> {
