@@ -415,8 +415,8 @@ typedef struct mustafar_prune_args {
      */
     uint8_t *mask;
     /**
-     * Token weights, float [batch, tokens, heads], each >= 0: the score is abs(x) * w. CHANNEL only, CPU only. NULL: plain
-     * magnitude.
+     * Token weights, float [batch, tokens, heads], each >= 0 (checked on the CPU only): the score is abs(x) * w.
+     * CHANNEL only. NULL: plain magnitude.
      */
     const float *token_weights;
 } mustafar_prune_args;

@@ -255,3 +255,56 @@ fn channel_pages_are_cut_at_their_ends_only() {
     pair.truncate(id, 3 + 64);
     pair.model.assert_agrees(&pair.cache);
 }
+
+/// Strategies that both backends have, with K and V of one type and head_dim, as CUDA wants them.
+fn on_both() -> Vec<CacheConfig> {
+    let mut configs = Vec::new();
+    for k in [Strategy::KtMag, Strategy::KcMag] {
+        for v in [Strategy::VtMag, Strategy::VtOpa, Strategy::VcMag] {
+            let formats = |sparsity| {
+                let k = k.page_format(ValueType::F16, 64, 32, sparsity).unwrap();
+                (k, v.page_format(ValueType::F16, 64, 32, sparsity).unwrap())
+            };
+            let ((all_k, all_v), (dense_k, dense_v)) = (formats(0.7), formats(0.0));
+            let head = HeadFormats { layers: 1..2, heads: 0..1, k: dense_k, v: dense_v };
+            configs.push(CacheConfig {
+                k: all_k,
+                v: all_v,
+                center: if v == Strategy::VtOpa { CenterMode::None } else { CenterMode::Median },
+                overrides: vec![head],
+                ..config(k, v, 0.7)
+            });
+        }
+    }
+    configs
+}
+
+#[test]
+fn both_backends_store_the_same() {
+    for (i, config) in on_both().into_iter().enumerate() {
+        let cpu = Context::cpu(1).unwrap();
+        for context in [Some(&cpu), common::device::cuda()].into_iter().flatten() {
+            let mut rng = Rng::new(i as u64);
+            let mut pair = Pair::on(context, &config);
+            let (a, b) = (pair.create(), pair.create());
+            pair.step(&mut rng, &[a, b], 80);
+            for _ in 0..36 {
+                decode(&mut pair, &mut rng, &[b, a]);
+            }
+            let fork = pair.fork(a);
+            decode(&mut pair, &mut rng, &[a, fork]);
+            pair.model.assert_agrees(&pair.cache);
+        }
+    }
+}
+
+#[test]
+fn cuda_refuses_scores_by_name() {
+    let Some(context) = common::device::cuda() else { return };
+    for strategy in [Strategy::KtOpa, Strategy::Think] {
+        let error = Cache::new(context, config(strategy, Strategy::VtMag, 0.5)).unwrap_err().to_string();
+        let message =
+            format!("k_strategy is {strategy} on CUDA; supported: Kt_Mag, Kc_Mag, Vt_Mag, Vt_Opa, Vc_Mag");
+        assert!(error.starts_with(&message), "{error}");
+    }
+}

@@ -4,8 +4,7 @@
 mod common;
 
 use common::{
-    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, cpu_contexts, foreign_stream,
-    keeps, run,
+    Bytes, CHANNEL_GROUPS, DIMS, DTYPES, Dense, Dist, Layout, Rng, contexts, foreign_stream, keeps, run,
 };
 use mustafar::ops::{Prune, Selection, prune};
 use mustafar::reference::{self, Row};
@@ -74,10 +73,7 @@ fn check(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) {
             .collect()
     };
     let expected_mask: Vec<u8> = expected.iter().flat_map(bitmap).collect();
-    // CUDA has no token weights.
-    let host_only = weights.is_some() && matches!(selection, Selection::Channel { .. });
-    let contexts = if host_only { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) };
-    for context in contexts {
+    for context in contexts(&[1, 3]) {
         let mut mask = Bytes::poisoned(mask_bytes + 5);
         for with_mask in [true, false] {
             let mut out = x.clone();

@@ -83,6 +83,21 @@ __device__ __forceinline__ uint32_t select_column(const uint32_t (&pairs)[kGroup
   return take_first<1>(rank_planes<15, 1>(planes, 0xFFFFFFFFu, keep), 0);
 }
 
+// As `select_column`, by abs(x) * weight of the token, for the channel at `x`, tokens `stride` apart; lane i
+// holds the weight of token i. Nothing is read unless `present`.
+template <typename T>
+__device__ __forceinline__ uint32_t select_weighted_column(const uint16_t* x, int64_t stride, bool present,
+                                                           float weight, uint32_t keep) {
+  uint32_t planes[32];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    const float value = T::to_float(present ? x[i * stride] : static_cast<uint16_t>(0));
+    planes[i] = rank_of_score(value * __shfl_sync(kFullWarp, weight, i));
+  }
+  planes_of_32_bits(planes);
+  return take_first<1>(rank_planes<31, 1>(planes, 0xFFFFFFFFu, keep), 0);
+}
+
 // Puts the bits of `even` at even places and those of `odd` at odd places; the low or the high 16 of each.
 __device__ __forceinline__ uint32_t interleave(uint32_t even, uint32_t odd, int shift) {
   const auto spread = [](uint32_t bits) {
@@ -94,7 +109,7 @@ __device__ __forceinline__ uint32_t interleave(uint32_t even, uint32_t odd, int 
   return spread((even >> shift) & 0xFFFFu) | spread((odd >> shift) & 0xFFFFu) << 1;
 }
 
-template <int kDim>
+template <typename T, int kDim>
 __device__ __forceinline__ void prune_channel(const PruneParams& p) {
   constexpr uint32_t kColumns = (kDim + 63) / 64;
   const int lane = threadIdx.x % 32;
@@ -113,6 +128,18 @@ __device__ __forceinline__ void prune_channel(const PruneParams& p) {
   uint16_t* const base = row_of(p, sequence, first, head) + channel;
   const bool wide = is_aligned(base, 4) && p.x_token_stride % 2 == 0;
 
+  uint32_t even = 0;
+  uint32_t odd = 0;
+  if (p.weights != nullptr) {
+    const float weight = p.weights[(sequence * p.tokens + first + lane) * heads + head];
+    // One channel after the other and before the pairs: all at once would not fit in registers.
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t kept = select_weighted_column<T>(base + half, p.x_token_stride, present, weight, p.keep);
+      even = half == 0 ? kept : even;
+      odd = kept;
+    }
+  }
   uint32_t pairs[kGroup];
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
@@ -123,8 +150,10 @@ __device__ __forceinline__ void prune_channel(const PruneParams& p) {
           wide ? *reinterpret_cast<const uint32_t*>(from) : from[0] | static_cast<uint32_t>(from[1]) << 16;
     }
   }
-  const uint32_t even = select_column(pairs, 0x5410, p.keep);
-  const uint32_t odd = select_column(pairs, 0x7632, p.keep);
+  if (p.weights == nullptr) {
+    even = select_column(pairs, 0x5410, p.keep);
+    odd = select_column(pairs, 0x7632, p.keep);
+  }
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     const uint32_t pair = pairs[i] & ((even >> i & 1 ? 0x0000FFFFu : 0) | (odd >> i & 1 ? 0xFFFF0000u : 0));
@@ -168,7 +197,7 @@ __device__ __forceinline__ void prune_channel(const PruneParams& p) {
   }                                                                                              \
   extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps, 4)                    \
       mst_prune_channel_##dtype##_d##dim(const __grid_constant__ mustafar::PruneParams params) { \
-    mustafar::prune_channel<dim>(params);                                                        \
+    mustafar::prune_channel<mustafar::dtype, dim>(params);                                       \
   }
 #include "variants.inc"
 #undef MST_VARIANT

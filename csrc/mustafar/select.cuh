@@ -126,8 +126,13 @@ __device__ __forceinline__ Ranking rank_magnitudes(const uint32_t (&words)[Lanes
   return rank_planes<15, L::kPerRow>(planes, L::kValid, keep);
 }
 
-// By abs(x) * weight in float32: patterns of non-negative floats order like the floats, and every NaN counts
-// as one value above infinity. `weights` points at the weights of the lane's first chunk.
+// Orders abs(x) * weight in float32: patterns of non-negative floats order like the floats, and every NaN
+// counts as one value above infinity.
+__device__ __forceinline__ uint32_t rank_of_score(float score) {
+  return score != score ? 0x7FFFFFFFu : __float_as_uint(score) & 0x7FFFFFFFu;
+}
+
+// By abs(x) * weight. `weights` points at the weights of the lane's first chunk.
 template <typename T, int kDim>
 __device__ __forceinline__ Ranking rank_weighted(const uint32_t (&words)[Lanes<kDim>::kWords],
                                                  const float* weights, uint32_t keep) {
@@ -139,8 +144,7 @@ __device__ __forceinline__ Ranking rank_weighted(const uint32_t (&words)[Lanes<k
     if (e < 2 * L::kWords) {
       const uint32_t pair = words[e < 2 * L::kWords ? e / 2 : 0];
       const float x = T::to_float(static_cast<uint16_t>(e % 2 == 0 ? pair : pair >> 16));
-      const float score = x * weights[(e / 8) * L::kStep + e % 8];
-      planes[e] = score != score ? 0x7FFFFFFFu : __float_as_uint(score) & 0x7FFFFFFFu;
+      planes[e] = rank_of_score(x * weights[(e / 8) * L::kStep + e % 8]);
     }
   }
   planes_of_32_bits(planes);

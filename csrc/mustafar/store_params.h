@@ -55,7 +55,8 @@ struct AppendParams {
 // (tokens / 32) * heads * ceil(dim / 64) < 2^31; same block.
 struct PruneParams {
   uint16_t* x;           // [batch, tokens, heads, dim], changed in place
-  const float* weights;  // [heads, dim], each >= 0; null: plain magnitude. Not with all_ties, not by channel
+  const float* weights;  // each >= 0; [heads, dim], by channel [batch, tokens, heads]; null: plain magnitude.
+                         // Not with all_ties
   uint8_t* mask;         // contiguous [batch, tokens, heads, dim / 8]; null: not wanted
   int64_t x_batch_stride;
   int64_t x_token_stride;

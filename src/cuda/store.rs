@@ -17,6 +17,7 @@ use crate::ops::decompress::Decompress;
 use crate::ops::prune::{Prune, Selection, mask_bytes};
 use crate::ops::validate::Validate;
 use crate::pool::PoolLayout;
+use crate::tensor::Shape;
 use crate::variants::CHANNEL_GROUP;
 use std::ptr::null_mut;
 
@@ -132,7 +133,10 @@ pub(crate) fn prune(device: &Device, stream: Stream, args: &mut Prune<'_>) -> Re
     };
     let units = units("batch * tokens * heads", &[shape.batch, shape.heads, factors[0], factors[1]])?;
     let params = PruneParams {
-        weights: device.read_optional("weights", args.weights.as_ref(), shape.heads * shape.dim)?,
+        weights: match &args.token_weights {
+            Some(weights) => device.read("token_weights", weights, rows("token_weights", &shape)?)?,
+            None => device.read_optional("weights", args.weights.as_ref(), shape.heads * shape.dim)?,
+        },
         mask: device.write_optional("mask", args.mask.as_mut(), mask_bytes(&shape)?)?,
         x_batch_stride: stride("x", shape.batch, shape.batch_stride)?,
         x_token_stride: stride("x", shape.tokens, shape.token_stride)?,
@@ -148,6 +152,12 @@ pub(crate) fn prune(device: &Device, stream: Stream, args: &mut Prune<'_>) -> Re
     let kernel = Kernel::Typed(family, dtype, shape.dim);
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, warps(units, 1), stream, &params) }
+}
+
+/// Rows of a tensor, a number.
+fn rows(argument: &'static str, shape: &Shape) -> Result<usize> {
+    let rows = shape.batch.checked_mul(shape.tokens).and_then(|n| n.checked_mul(shape.heads));
+    rows.ok_or(Error::Overflow { argument })
 }
 
 pub(crate) fn compress(device: &Device, stream: Stream, args: &mut Compress<'_>) -> Result<()> {

@@ -81,9 +81,6 @@ pub fn prune(context: &Context, stream: Stream, mut args: Prune<'_>) -> Result<(
             on_cpu::prune(cpu, rule, args.x.rows_mut("x")?, token_weights, mask);
             Ok(())
         }
-        Run::Cuda(_) if args.token_weights.is_some() => {
-            Err(Error::unsupported("token_weights", "given on CUDA", "absent on CUDA"))
-        }
         Run::Cuda(device) => cuda::prune(device, stream, &mut args),
     }
 }

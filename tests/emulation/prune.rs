@@ -30,8 +30,10 @@ fn expect(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) -> (Dense
             mask[first + c / 8] |= 1 << (c % 8);
         }
     };
+    let all_weights = weights;
     for (b, t, h) in x.indices() {
-        let weights = weights.map(|w| &w[h * dim..][..dim]);
+        let weights =
+            weights.filter(|_| !matches!(selection, Selection::Channel(_))).map(|w| &w[h * dim..][..dim]);
         match selection {
             Selection::Token(keep) => {
                 put((b, t, h), &reference::prune_token(dtype, &x.row_bits(b, t, h), keep, weights));
@@ -41,7 +43,11 @@ fn expect(x: &Dense, selection: Selection, weights: Option<&Vec<f32>>) -> (Dense
             }
             Selection::Channel(keep) if t % 32 == 0 => {
                 let group: Vec<_> = (t..t + 32).map(|t| x.row_bits(b, t, h)).collect();
-                for (i, row) in reference::prune_channel(dtype, &group, keep, None).iter().enumerate() {
+                let at = |t: usize| (b * x.shape.tokens + t) * heads + h;
+                let weights: Option<Vec<f32>> = all_weights.map(|w| (t..t + 32).map(|t| w[at(t)]).collect());
+                for (i, row) in
+                    reference::prune_channel(dtype, &group, keep, weights.as_deref()).iter().enumerate()
+                {
                     put((b, t + i, h), row);
                 }
             }
@@ -124,6 +130,10 @@ fn weights_rank_products() {
                 let weight = |rng: &mut Rng| *rng.pick(&[0.0, 1e-38, 0.5, 1.0, 1.0, 3e38, f32::INFINITY]);
                 let weights: Vec<f32> = (0..2 * dim).map(|_| weight(&mut rng)).collect();
                 cases.push(case(&x, Selection::Token(dim * 2 / 5), Some(&weights), Some(0)));
+                // Of tokens.
+                let x = Dense::random(&mut rng, dist, dtype, Layout::Gaps.shape(2, 64, 2, dim));
+                let weights: Vec<f32> = (0..2 * 64 * 2).map(|_| weight(&mut rng)).collect();
+                cases.push(case(&x, Selection::Channel(10), Some(&weights), Some(0)));
             }
         }
     }

@@ -47,8 +47,8 @@ pub struct mustafar_prune_args {
     /// Receives the mask, contiguous [batch, tokens, heads, dim / 8] bytes, bit c % 8 of byte c / 8 for channel c. May
     /// be NULL.
     pub mask: *mut u8,
-    /// Token weights, float [batch, tokens, heads], each >= 0: the score is abs(x) * w. CHANNEL only, CPU only. NULL: plain
-    /// magnitude.
+    /// Token weights, float [batch, tokens, heads], each >= 0 (checked on the CPU only): the score is abs(x) * w.
+    /// CHANNEL only. NULL: plain magnitude.
     pub token_weights: *const f32,
 }
 
