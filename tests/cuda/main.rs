@@ -2,6 +2,7 @@
 //! memory that is not the device's. Without a GPU each test says that it skips.
 #![allow(unreachable_pub, unsafe_code, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+mod capi_cache;
 #[path = "../common/mod.rs"]
 mod common;
 mod contexts;

@@ -1,0 +1,224 @@
+//! The cache through the C ABI on device memory, against the same calls on the CPU backend.
+
+use crate::common::device::DeviceCopy;
+use crate::common::{Rng, Tolerance, assert_close};
+use mustafar::DType;
+use mustafar::capi::cache::attend::{mustafar_cache_attend, mustafar_cache_attend_args};
+use mustafar::capi::cache::config::mustafar_cache_config;
+use mustafar::capi::cache::sequence::{
+    mustafar_cache_append, mustafar_cache_len, mustafar_cache_sequence_create, mustafar_cache_sequence_fork,
+};
+use mustafar::capi::cache::snapshot::{
+    mustafar_cache_restore, mustafar_cache_save, mustafar_cache_save_size,
+};
+use mustafar::capi::cache::{mustafar_cache, mustafar_cache_create, mustafar_cache_destroy};
+use mustafar::capi::context::{
+    mustafar_context, mustafar_context_config, mustafar_context_create, mustafar_context_destroy,
+};
+use mustafar::capi::error::mustafar_last_error_message;
+use mustafar::capi::format::mustafar_format;
+use mustafar::capi::status::mustafar_status;
+use mustafar::capi::structs::Extensible;
+use mustafar::capi::tensor::{mustafar_tensor, mustafar_tensor_mut};
+use std::ffi::CStr;
+use std::ptr;
+
+const D: usize = 128;
+const KV: usize = 2;
+const Q: usize = 8;
+const F16: u32 = 1;
+const F32: u32 = 3;
+
+fn init<T: Extensible>() -> T {
+    // SAFETY: `Extensible` structures have all-zero as a value and begin with a `usize`.
+    unsafe {
+        let mut value: T = std::mem::zeroed();
+        ptr::from_mut(&mut value).cast::<usize>().write(size_of::<T>());
+        value
+    }
+}
+
+#[track_caller]
+fn ok(status: mustafar_status) {
+    // SAFETY: never null, and read before anything else can fail on this thread.
+    let message = unsafe { CStr::from_ptr(mustafar_last_error_message()) };
+    assert_eq!(status, mustafar_status::Success, "{message:?}");
+}
+
+/// A cache of one layer, R = 16, groups of 64, 4 sinks, and where its tensors lie.
+struct Decode {
+    context: *mut mustafar_context,
+    cache: *mut mustafar_cache,
+    on_device: bool,
+}
+
+impl Decode {
+    fn new(backend: u32) -> Self {
+        let format =
+            mustafar_format { value_type: F16, head_dim: D as u32, page_tokens: 64, keep: 50, ..init() };
+        let config = mustafar_cache_config {
+            k: &format,
+            v: &format,
+            max_tokens: 1024,
+            layers: 1,
+            q_heads: Q as u32,
+            kv_heads: KV as u32,
+            max_sequences: 3,
+            window: 16,
+            group: 64,
+            sinks: 4,
+            ..init()
+        };
+        let (mut context, mut cache) = (ptr::null_mut(), ptr::null_mut());
+        let context_config = mustafar_context_config { backend, ..init() };
+        // SAFETY: structures and outputs are locals.
+        unsafe {
+            ok(mustafar_context_create(&context_config, &mut context));
+            ok(mustafar_cache_create(context, &config, &mut cache));
+        }
+        Self { context, cache, on_device: backend == 1 }
+    }
+
+    /// Calls `with` with the address of the bytes where the backend reads them, and gives what stands there after.
+    fn placed(&self, bytes: &[u8], with: impl FnOnce(u64)) -> Vec<u8> {
+        if self.on_device {
+            let copy = DeviceCopy::new(bytes);
+            with(copy.address());
+            copy.read()
+        } else {
+            let mut copy = bytes.to_vec();
+            with(copy.as_mut_ptr() as u64);
+            copy
+        }
+    }
+
+    fn sequence(&self) -> u64 {
+        let mut id = u64::MAX;
+        // SAFETY: a live handle, an output on the stack.
+        ok(unsafe { mustafar_cache_sequence_create(self.cache, &mut id) });
+        id
+    }
+
+    fn append(&self, sequence: u64, k: &[u8], v: &[u8]) {
+        let tokens = (k.len() / (2 * KV * D)) as i64;
+        let tensor = |data: u64| mustafar_tensor {
+            data: data as *const _,
+            dtype: F16,
+            batch: 1,
+            tokens,
+            heads: KV as i64,
+            dim: D as i64,
+            ..init()
+        };
+        self.placed(k, |k| {
+            self.placed(v, |v| {
+                let (k, v) = (tensor(k), tensor(v));
+                // SAFETY: a live handle; the tensors describe the copies, which outlive the synchronous read after.
+                ok(unsafe { mustafar_cache_append(self.cache, 0, sequence, &k, &v, ptr::null_mut()) });
+            });
+        });
+    }
+
+    fn len(&self, sequence: u64) -> (i64, i64) {
+        let (mut tokens, mut compressed) = (-1, -1);
+        // SAFETY: a live handle, outputs on the stack.
+        ok(unsafe { mustafar_cache_len(self.cache, 0, sequence, &mut tokens, &mut compressed) });
+        (tokens, compressed)
+    }
+
+    fn attend(&self, sequences: &[u64], q: &[u8]) -> Vec<f64> {
+        let n = sequences.len() as i64;
+        let poison = vec![0xFFu8; sequences.len() * Q * D * 4];
+        let mut out = Vec::new();
+        self.placed(q, |q| {
+            out = self.placed(&poison, |out| {
+                let q = mustafar_tensor {
+                    data: q as *const _,
+                    dtype: F16,
+                    batch: 1,
+                    tokens: n,
+                    heads: Q as i64,
+                    dim: D as i64,
+                    ..init()
+                };
+                let out = mustafar_tensor_mut {
+                    data: out as *mut _,
+                    dtype: F32,
+                    batch: 1,
+                    tokens: n,
+                    heads: Q as i64,
+                    dim: D as i64,
+                    ..init()
+                };
+                let args = mustafar_cache_attend_args {
+                    sequences: sequences.as_ptr(),
+                    num_sequences: n,
+                    q: &q,
+                    out: &out,
+                    ..init()
+                };
+                // SAFETY: a live handle; structures describe the copies.
+                ok(unsafe { mustafar_cache_attend(self.cache, &args, ptr::null_mut()) });
+            });
+        });
+        out.chunks_exact(4).map(|x| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]))).collect()
+    }
+
+    fn save(&self, sequence: u64) -> Vec<u8> {
+        let (mut size, mut written) = (0, 0);
+        // SAFETY: a live handle; the buffer is as long as stated.
+        unsafe {
+            ok(mustafar_cache_save_size(self.cache, sequence, &mut size));
+            let mut buffer = vec![0u8; size];
+            ok(mustafar_cache_save(self.cache, sequence, buffer.as_mut_ptr().cast(), size, &mut written));
+            assert_eq!(written, size);
+            buffer
+        }
+    }
+}
+
+impl Drop for Decode {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, ended here only.
+        unsafe {
+            ok(mustafar_cache_destroy(self.cache));
+            ok(mustafar_context_destroy(self.context));
+        }
+    }
+}
+
+fn normal_f16(rng: &mut Rng, count: usize) -> Vec<u8> {
+    (0..count).flat_map(|_| half::f16::from_f64(rng.normal()).to_le_bytes()).collect()
+}
+
+#[test]
+fn a_cache_decodes_through_c_as_on_the_cpu() {
+    let Some(_gpu) = crate::gpu() else { return };
+    let (host, device) = (Decode::new(0), Decode::new(1));
+    let mut rng = Rng::new(77);
+    let (a, b) = (host.sequence(), device.sequence());
+    // A prompt, then decoding across the next compression.
+    for tokens in [150, 1, 1, 40, 1, 30, 1] {
+        let (k, v) = (normal_f16(&mut rng, tokens * KV * D), normal_f16(&mut rng, tokens * KV * D));
+        host.append(a, &k, &v);
+        device.append(b, &k, &v);
+        assert_eq!(host.len(a), device.len(b));
+        let q = normal_f16(&mut rng, Q * D);
+        let tolerance = Tolerance::on_cuda(DType::F16, DType::F32, 4.0);
+        assert_close("decode step", &device.attend(&[b], &q), &host.attend(&[a], &q), tolerance);
+    }
+    assert!(device.len(b).1 > 128);
+
+    // Pages are the same bytes on both, and so a sequence can move from one to the other.
+    let saved = device.save(b);
+    assert_eq!(saved, host.save(a));
+    let (mut restored, mut forked) = (u64::MAX, u64::MAX);
+    // SAFETY: live handles, outputs on the stack; the length is the buffer's.
+    unsafe {
+        ok(mustafar_cache_restore(device.cache, saved.as_ptr().cast(), saved.len(), &mut restored));
+        ok(mustafar_cache_sequence_fork(device.cache, b, &mut forked));
+    }
+    let q = normal_f16(&mut rng, Q * D);
+    let all = device.attend(&[b, restored, forked], &q.repeat(3));
+    assert!(all[..Q * D] == all[Q * D..2 * Q * D] && all[..Q * D] == all[2 * Q * D..]);
+}
