@@ -3,9 +3,13 @@ attention kernels that torch and FlashInfer have. Prints a table; --json writes 
 
     MUSTAFAR_LIBRARY=target/release/libmustafar.so python3 benches/compare_gpu.py --json results.json
 
-A run is one decode step: one query token for each sequence. Before every run the L2 cache is overwritten, which also keeps
-the GPU busy while the host submits. All contenders take turns, round after round; figures are medians with the smallest
-and the largest run, in microseconds, between two events on the stream. FlashInfer is left out where it is not installed.
+A run is one decode step: one query token for each sequence. Before every run its contender runs once untimed, so that none
+finds its addresses translated and another does not, and then the L2 cache is overwritten, which also keeps the GPU busy
+while the host submits. All contenders take turns, round after round; figures are medians with the smallest and the
+largest run, in microseconds, between two events on the stream. FlashInfer is left out where it is not installed, and
+whatever does not fit in memory. "matmul" is attention as two products with the softmax between them and the KV heads
+repeated, which is what papers often call dense. At the end one shape is measured at every sparsity. benches/plot_gpu.py
+draws the JSON.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "ffi-examples" / "python"))
 from mustafar import (  # noqa: E402
     CUDA,
-    DTYPES,
+    VALUE_TYPES,
     AppendArgs,
     AppendSide,
     AttendArgs,
@@ -47,15 +51,19 @@ MODELS = {
     "smollm": (9, 3, 64),
     "wide": (16, 4, 256),
 }
+SPARSITIES = (0.7, 0.5)
 SHAPES = [
     ("llama-3-8b", 8, 32768),
     ("llama-3-8b", 1, 4096),
+    ("llama-3-8b", 1, 8192),
     ("llama-3-8b", 1, 32768),
     ("llama-3-8b", 1, 131072),
     ("llama-3-8b", 8, 4096),
     ("llama-3-8b", 8, 8192),
+    ("llama-3-8b", 8, 131072),
     ("llama-3-8b", 32, 4096),
     ("llama-3-8b", 32, 8192),
+    ("llama-3-8b", 32, 32768),
     ("llama-2-7b", 1, 32768),
     ("llama-2-7b", 8, 8192),
     ("llama-3-70b/8", 8, 32768),
@@ -72,7 +80,7 @@ class Pages:
         self.library, self.context = library, context
         batch, tokens, heads, dim = k.shape
         pages = -(-tokens // PAGE_TOKENS)
-        page = Format(dtype=DTYPES[str(k.dtype).removeprefix("torch.")], head_dim=dim, page_tokens=PAGE_TOKENS, keep=keep)
+        page = Format(value_type=VALUE_TYPES[str(k.dtype).removeprefix("torch.")], head_dim=dim, page_tokens=PAGE_TOKENS, keep=keep)
         self.bytes = 2 * batch * pages * heads * library.page_bytes(page)
         self.pools = []
         for _ in range(2):
@@ -135,6 +143,19 @@ def of_torch(backend, q, k, v):
     return call
 
 
+def of_matmul(q, k, v):
+    """Two batched products over KV heads repeated for every query head."""
+    group = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+
+    def call():
+        every_k, every_v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        scores = torch.matmul(q, every_k.transpose(2, 3)) / q.shape[3] ** 0.5
+        return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), every_v)
+
+    return call
+
+
 def of_flashinfer(q, k, v, dtype):
     """FlashInfer's paged decode over the same tokens, in pages of 64."""
     import flashinfer
@@ -161,6 +182,7 @@ def measure(calls, rounds, flush):
         for _ in range(8):  # a head start for the host
             flush.fill_(round_)
         for name, call in calls.items():
+            call()
             for _ in range(3):
                 flush.fill_(round_)
             events[name][0].record()
@@ -173,7 +195,7 @@ def measure(calls, rounds, flush):
     return times
 
 
-def compare(library, context, shape, options, flush):
+def compare(library, context, shape, options, flush, sparsities=SPARSITIES):
     model, batch, tokens = shape
     q_heads, kv_heads, dim = MODELS[model]
     dtype = getattr(torch, options.dtype)
@@ -181,7 +203,7 @@ def compare(library, context, shape, options, flush):
     q, k, v = make(batch, 1, q_heads, dim), make(batch, tokens, kv_heads, dim), make(batch, tokens, kv_heads, dim)
     dense_bytes = k.nbytes + v.nbytes
     calls, touched = {}, {}
-    for sparsity in (0.7, 0.5):
+    for sparsity in sparsities:
         keep = dim - int(sparsity * dim)
         pages = Pages(library, context, k, v, keep)
         for split in [0, *options.split]:
@@ -191,6 +213,7 @@ def compare(library, context, shape, options, flush):
     contenders = {
         "cudnn": lambda: of_torch(SDPBackend.CUDNN_ATTENTION, q, k, v),
         "flash": lambda: of_torch(SDPBackend.FLASH_ATTENTION, q, k, v),
+        "matmul": lambda: of_matmul(q, k, v),
     }
     if not options.no_flashinfer:
         contenders["flashinfer"] = lambda: of_flashinfer(q, k, v, dtype)
@@ -218,7 +241,7 @@ def compare(library, context, shape, options, flush):
 def show(result):
     print(f"\n{result['model']}, batch {result['batch']} x {result['tokens']} tokens, copy {result['copy_gbps']:.0f} GB/s")
     rows = result["rows"]
-    rivals = [name for name in ("cudnn", "flash", "flashinfer", "flashinfer fp8") if name in rows]
+    rivals = [name for name in ("cudnn", "flash", "matmul", "flashinfer", "flashinfer fp8") if name in rows]
     head = "".join(f"{'x ' + name:>18}" for name in rivals)
     print(f"{'':<18}{'us':>9}{'min':>9}{'max':>9}{'of copy':>9}{head}")
     for name, row in rows.items():
@@ -246,8 +269,12 @@ def main():
     for shape in SHAPES[: options.shapes]:
         results.append(compare(library, context, shape, options, flush))
         show(results[-1])
+        torch.cuda.empty_cache()
+    every = [tenth / 10 for tenth in range(10)]
+    sweep = compare(library, context, SHAPES[0], options, flush, every)
+    show(sweep)
     if options.json:
-        summary = {"device": device.name, "torch": torch.__version__, "dtype": options.dtype, "results": results}
+        summary = {"device": device.name, "torch": torch.__version__, "dtype": options.dtype, "results": results, "sweep": sweep}
         pathlib.Path(options.json).write_text(json.dumps(summary, indent=1))
 
 
