@@ -20,7 +20,7 @@ STYLE = {"cudnn": "0.35", "flashinfer fp8": "tab:orange", "keep 39": "tab:blue",
 
 def figure(title, x_label):
     made, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=9)
     axes.set_xlabel(x_label)
     axes.set_ylabel("microseconds")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
