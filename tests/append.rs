@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts, copy_row, cpu_contexts,
-    distinct_slots, foreign_stream, keeps, run, source_dtype,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts, copy_row, distinct_slots,
+    foreign_stream, keeps, run, source_dtype,
 };
 use mustafar::ops::{Append, AppendSide, Center, append};
 use mustafar::{
@@ -99,8 +99,7 @@ fn run(
 fn check(k: Option<Side>, v: Option<Side>, slots: &[i64], sequence: Option<&Vec<i32>>) {
     let expect = |side: &Option<Side>| side.as_ref().map(|side| side.expected(slots, sequence));
     let (expected_k, expected_v) = (expect(&k), expect(&v));
-    let scaled = k.iter().chain(&v).any(|side| side.pool.layout.format.value_type().is_scaled());
-    for context in if scaled { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) } {
+    for context in contexts(&[1, 3]) {
         let (mut k, mut v) = (k.clone(), v.clone());
         let slots = distinct_slots(&context, slots);
         run(&context, k.as_mut(), v.as_mut(), &slots, sequence).unwrap();

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts_for, foreign_stream,
-    is_cuda, lengths, run, source_dtype,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, contexts, foreign_stream, is_cuda,
+    lengths, run, source_dtype,
 };
 use mustafar::ops::{Compress, Prune, Selection, compress};
 use mustafar::reference::{self, Row};
@@ -99,7 +99,7 @@ impl Call {
                 capacity: format.capacity(),
             }),
         };
-        for context in contexts_for(format, &[1, 3]) {
+        for context in contexts(&[1, 3]) {
             let mut call = self.clone();
             let mut needed = vec![u32::MAX; counts.len()];
             let result = call.run(&context, Some(&mut needed));

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, contexts,
-    contexts_for, is_cuda, lengths, run,
+    Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, contexts, is_cuda,
+    lengths, run,
 };
 use mustafar::ops::{Center, Decompress, Validate};
 use mustafar::{Context, DType, Mem, PageFormat, Sequences, ValueType, reference};
@@ -62,7 +62,7 @@ fn same(dtype: DType, got: &[u32], want: &[u32]) -> bool {
 fn check(paged: &Paged, table: &Table, center: &Centers, layout: Layout, out_dtype: DType) {
     let format = paged.pool.layout.format;
     let (heads, dim) = (paged.pool.layout.kv_heads, format.head_dim());
-    for context in contexts_for(format, &[1, 3]) {
+    for context in contexts(&[1, 3]) {
         let shape = layout.shape(table.batch(), table.max_len + 2, heads, dim);
         let mut out = Dense::poisoned(out_dtype, shape);
         run(&context, &paged.pool, table.view(), center, &mut out).unwrap();

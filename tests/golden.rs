@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Dense, Layout, Pool, contexts, contexts_for, copy_row, distinct_slots, run};
+use common::{Dense, Layout, Pool, contexts, copy_row, distinct_slots, run};
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
 use mustafar::{Context, DType, Error, Mem, MemMut, PageFormat, Sequences, ValueType};
@@ -257,9 +257,8 @@ fn reference_prunes_as_the_golden_masks() {
 
 #[test]
 fn append_writes_the_golden_pages() {
-    for (case, context) in cases("append.json")
-        .iter()
-        .flat_map(|c| contexts_for(format(c), &[1]).into_iter().map(move |x| (c, x)))
+    for (case, context) in
+        cases("append.json").iter().flat_map(|c| contexts(&[1]).into_iter().map(move |x| (c, x)))
     {
         let format = format(case);
         let x = tensor(dtype(case), &rows(case, "input"));
@@ -299,9 +298,8 @@ fn append_writes_the_golden_pages() {
 
 #[test]
 fn compress_writes_the_golden_pages() {
-    for (case, context) in cases("compress.json")
-        .iter()
-        .flat_map(|c| contexts_for(format(c), &[1]).into_iter().map(move |x| (c, x)))
+    for (case, context) in
+        cases("compress.json").iter().flat_map(|c| contexts(&[1]).into_iter().map(move |x| (c, x)))
     {
         let format = format(case);
         let x = tensor(dtype(case), &rows(case, "input"));

@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, Table, VALUE_TYPES, config, contexts,
-    contexts_for, copy_row, cpu_contexts, is_cuda, run, source_dtype, values_of,
+    copy_row, is_cuda, run, source_dtype, values_of,
 };
 use mustafar::ops::{Append, AppendSide, Center, Compress, Decompress, Prune, Selection, Validate};
 use mustafar::reference::{self, Row};
@@ -215,8 +215,7 @@ proptest! {
         let mut k = Side::new(&mut rng, &batch, k, &table, &sequence);
         let mut v = Side::new(&mut rng, &batch, v, &table, &sequence);
         let (expected_k, expected_v) = (k.expected_pool(&slots), v.expected_pool(&slots));
-        let scaled = [&k, &v].iter().any(|side| side.pool.layout.format.value_type().is_scaled());
-        for context in if scaled { cpu_contexts(&[1, 3]) } else { contexts(&[1, 3]) } {
+        for context in contexts(&[1, 3]) {
             k.pool.bytes.fill(0xFF);
             v.pool.bytes.fill(0xFF);
             // Any order, cut into any number of calls.
@@ -287,7 +286,7 @@ proptest! {
         let capacity = fullest.saturating_sub(short);
         let format = PageFormat::ragged(values, dim, page_tokens, capacity).unwrap();
         let pages = &table.entries[..tokens.div_ceil(page_tokens)];
-        for context in contexts_for(format, &[1, 3]) {
+        for context in contexts(&[1, 3]) {
             let mut pool = pool(gaps, format, table.num_pages, heads);
             let untouched = pool.bytes.clone();
             let mut counted = vec![u32::MAX; needed.len()];

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, contexts_for, lengths, run,
+    Dense, Dist, HEADS, Layout, Paged, Pool, Rng, Table, Tolerance, assert_close, contexts, lengths, run,
 };
 use mustafar::ops::{Center, SpmvKey, SpmvValue};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Sequences, ValueType, reference};
@@ -45,7 +45,7 @@ impl Case {
         let (q_heads, kv_heads) = self.heads;
         let q = Dense::random(&mut self.rng, Dist::Normal, q_dtype, layout.shape(batch, q_len, q_heads, dim));
         let centre = self.rng.floats(centred * kv_heads * dim);
-        for context in contexts_for(self.format(), &[1, 3]) {
+        for context in contexts(&[1, 3]) {
             let shape = layout.shape(batch, q_len, q_heads, self.table.max_len + 1);
             let mut scores = Dense::poisoned(DType::F32, shape);
             let args = SpmvKey {
@@ -85,7 +85,7 @@ impl Case {
             row[..len].fill_with(|| self.rng.uniform() / len as f64);
             weights.set_row(b, t, h, &row);
         }
-        for context in contexts_for(self.format(), &[1, 3]) {
+        for context in contexts(&[1, 3]) {
             let mut out = Dense::poisoned(out_dtype, layout.shape(batch, q_len, q_heads, dim));
             let args = SpmvValue {
                 weights: weights.view(),

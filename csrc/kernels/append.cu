@@ -3,6 +3,7 @@
 // whole sectors.
 
 #include "mustafar/center.cuh"
+#include "mustafar/codes.cuh"
 #include "mustafar/run.cuh"
 #include "mustafar/select.cuh"
 #include "mustafar/store_params.h"
@@ -27,8 +28,13 @@ struct SlotMap {
   __device__ __forceinline__ uint8_t* page(int64_t slot) const {
     return head + (slot >> (__ffs(page_tokens) - 1)) * page_stride;
   }
-  __device__ __forceinline__ uint16_t* values(int64_t slot) const {
-    return reinterpret_cast<uint16_t*>(page(slot) + values_offset) + row(slot) * keep;
+  // Of 2 bytes or, as codes, of 1.
+  template <typename Value>
+  __device__ __forceinline__ Value* values(int64_t slot) const {
+    return reinterpret_cast<Value*>(page(slot) + values_offset) + row(slot) * keep;
+  }
+  __device__ __forceinline__ uint16_t* scale(int64_t slot) const {
+    return reinterpret_cast<uint16_t*>(page(slot) + values_offset) - page_tokens + row(slot);
   }
 };
 
@@ -48,6 +54,26 @@ __device__ __forceinline__ int64_t tile_slot(const AppendParams& p, int64_t firs
     atomicAdd(p.errors, 1u);
   }
   return wrong || slot < 0 ? -1 : slot;
+}
+
+// Copies the packed rows of a tile to their slots, which follow each other if `run`. By the whole warp.
+template <typename Value>
+__device__ __forceinline__ void copy_rows(const SlotMap& map, const Value* packed, int rows, int64_t my_slot,
+                                          bool run, int lane) {
+  __syncwarp();
+  if (run) {
+    copy_run(map.values<Value>(__shfl_sync(kFullWarp, my_slot, 0)), packed, rows * map.keep, lane);
+    return;
+  }
+  for (int row = 0; row < rows; ++row) {
+    const int64_t slot = __shfl_sync(kFullWarp, my_slot, row);
+    if (slot >= 0) {
+      Value* values = map.values<Value>(slot);
+      for (int i = lane; i < map.keep; i += 32) {
+        values[i] = packed[row * map.keep + i];
+      }
+    }
+  }
 }
 
 // kWeighted: sides may have selection weights. A kernel of its own, because the registers that 32-bit scores
@@ -76,7 +102,9 @@ __device__ __forceinline__ void append(const AppendParams& p, uint16_t* stage) {
   const int64_t slot0 = __shfl_sync(kFullWarp, my_slot, 0);
   const bool in_run = lane >= rows || (my_slot >= 0 && my_slot == slot0 + lane);
   const bool run = __all_sync(kFullWarp, in_run) && map.row(slot0) + rows <= p.page_tokens;
-  uint16_t* const packed = stage + (run ? run_shift(map.values(slot0)) : 0);
+  uint16_t* const packed =
+      stage +
+      (has_codes(side.pool.value_type) ? kCodeRoom : (run ? run_shift(map.values<uint16_t>(slot0)) : 0));
 
   // Not unrolled and nothing loaded ahead: fewer registers, hence more warps, hide more than either would.
 #pragma unroll 1
@@ -107,20 +135,26 @@ __device__ __forceinline__ void append(const AppendParams& p, uint16_t* stage) {
       pack_chunks<kDim>(words, kept, starts, packed + row * keep);
     }
   }
-  __syncwarp();
-  if (run) {
-    copy_run(map.values(slot0), packed, rows * keep, lane);
+  const int32_t value_type = side.pool.value_type;
+  if (!has_codes(value_type)) {
+    copy_rows(map, packed, rows, my_slot, run, lane);
     return;
   }
+  __syncwarp();
+  const int shift = run ? run_shift(map.values<uint8_t>(__shfl_sync(kFullWarp, my_slot, 0))) : 0;
+  uint8_t* const codes = reinterpret_cast<uint8_t*>(stage) + shift;
+#pragma unroll 1
   for (int row = 0; row < rows; ++row) {
     const int64_t slot = __shfl_sync(kFullWarp, my_slot, row);
     if (slot >= 0) {
-      uint16_t* values = map.values(slot);
-      for (int i = lane; i < keep; i += 32) {
-        values[i] = packed[row * keep + i];
+      const uint16_t scale = encode_row<T>(codes + row * map.keep, stage + kCodeRoom + row * map.keep,
+                                           map.keep, value_type, lane);
+      if (lane == 0) {
+        *map.scale(slot) = scale;
       }
     }
   }
+  copy_rows(map, codes, rows, my_slot, run, lane);
 }
 
 }  // namespace mustafar

@@ -1,5 +1,6 @@
 // compress: store any pattern into ragged pages. One CTA per page: count, place the rows, pack.
 
+#include "mustafar/codes.cuh"
 #include "mustafar/run.cuh"
 #include "mustafar/select.cuh"
 #include "mustafar/store_params.h"
@@ -62,7 +63,7 @@ __device__ __forceinline__ uint32_t place_rows(uint32_t* offsets, int rows, int 
   return total;
 }
 
-template <int kDim>
+template <typename T, int kDim>
 __device__ __forceinline__ void compress(const CompressParams& p, CompressShared<kDim>& shared) {
   using L = Lanes<kDim>;
   const int lane = threadIdx.x % 32;
@@ -112,16 +113,25 @@ __device__ __forceinline__ void compress(const CompressParams& p, CompressShared
   }
 
   uint8_t* const page = p.pool.pages + number * p.pool.page_stride_bytes + head * p.pool.head_stride_bytes;
+  const bool coded = has_codes(p.pool.value_type);
   uint16_t* const values = reinterpret_cast<uint16_t*>(page + p.pool.values_offset_bytes);
-  // Row offsets as 16-bit numbers, and zeros up to where the values start.
+  uint8_t* const codes = page + p.pool.values_offset_bytes;
+  uint16_t* const scales = coded ? values - p.page_tokens : values;
+  // Row offsets as 16-bit numbers, and zeros up to the next section.
   uint16_t* const offsets = reinterpret_cast<uint16_t*>(page + p.page_tokens * (kDim / 8));
-  for (int i = threadIdx.x; offsets + i < values; i += 32 * kStoreWarps) {
+  for (int i = threadIdx.x; offsets + i < scales; i += 32 * kStoreWarps) {
     offsets[i] = i <= p.page_tokens ? static_cast<uint16_t>(shared.offsets[i]) : 0;
   }
   // What no row uses becomes zero too, up to the page's end on 16 bytes: equal rows give equal pages.
-  const int page_end = (p.capacity + 7) & -8;
-  for (int i = shared.offsets[p.page_tokens] + threadIdx.x; i < page_end; i += 32 * kStoreWarps) {
-    values[i] = 0;
+  const int total = shared.offsets[p.page_tokens];
+  if (coded) {
+    for (int i = total + threadIdx.x; i < ((p.capacity + 15) & -16); i += 32 * kStoreWarps) {
+      codes[i] = 0;
+    }
+  } else {
+    for (int i = total + threadIdx.x; i < ((p.capacity + 7) & -8); i += 32 * kStoreWarps) {
+      values[i] = 0;
+    }
   }
   for (int base = warp * L::kRows; base < p.page_tokens; base += kStoreWarps * L::kRows) {
     const int row = base + lane / L::kPerRow;
@@ -133,14 +143,30 @@ __device__ __forceinline__ void compress(const CompressParams& p, CompressShared
     uint32_t count;
     const uint32_t starts = chunk_starts<kDim>(kept, t, count);
     const uint32_t run = shared.offsets[base];
-    uint16_t* const packed = shared.stage[warp] + run_shift(values + run);
+    uint16_t* const packed = shared.stage[warp] + (coded ? kCodeRoom : run_shift(values + run));
     if (first + row < p.tokens) {
       uint32_t words[L::kWords];
       load_chunks<kDim>(chunk0(row), words);
       pack_chunks<kDim>(words, kept, starts, packed + (shared.offsets[row] - run));
     }
     __syncwarp();
-    copy_run(values + run, packed, shared.offsets[base + L::kRows] - run, lane);
+    const int run_size = shared.offsets[base + L::kRows] - run;
+    if (coded) {
+      uint8_t* const packed_codes = reinterpret_cast<uint8_t*>(shared.stage[warp]) + run_shift(codes + run);
+#pragma unroll 1
+      for (int i = base; i < base + L::kRows; ++i) {
+        const int at = shared.offsets[i] - run;
+        const int of_row = shared.offsets[i + 1] - shared.offsets[i];
+        const uint16_t scale = encode_row<T>(packed_codes + at, packed + at, of_row, p.pool.value_type, lane);
+        if (lane == 0) {
+          scales[i] = scale;
+        }
+      }
+      __syncwarp();
+      copy_run(codes + run, packed_codes, run_size, lane);
+    } else {
+      copy_run(values + run, packed, run_size, lane);
+    }
     __syncwarp();  // the next rows reuse the stage
   }
 }
@@ -151,7 +177,7 @@ __device__ __forceinline__ void compress(const CompressParams& p, CompressShared
   extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps)                     \
       mst_compress_##dtype##_d##dim(const __grid_constant__ mustafar::CompressParams params) { \
     __shared__ __align__(16) mustafar::CompressShared<dim> shared;                             \
-    mustafar::compress<dim>(params, shared);                                                   \
+    mustafar::compress<mustafar::dtype, dim>(params, shared);                                  \
   }
 #include "variants.inc"
 #undef MST_VARIANT

@@ -8,14 +8,15 @@ namespace mustafar {
 template <int kDim>
 using DecompressTile = StoredTile<kDim, kTileRows>;
 
-// Eight channels of a chunk to `out`, whose type differs from the pages' or that gets a centre.
+// Eight channels of a chunk to `out`, whose type differs from the pages' or that gets a centre. Values are
+// multiplied by `unit`, then by `scale`: both products are exact.
 template <typename T>
-__device__ __forceinline__ void store_converted(const uint32_t* words, const float* center, void* out,
-                                                int64_t at, int32_t dtype) {
+__device__ __forceinline__ void store_converted(const uint32_t* words, float unit, float scale,
+                                                const float* center, void* out, int64_t at, int32_t dtype) {
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
-    float low = T::to_float(static_cast<uint16_t>(words[j / 2]));
-    float high = T::to_float(static_cast<uint16_t>(words[j / 2] >> 16));
+    float low = scale * (unit * T::to_float(static_cast<uint16_t>(words[j / 2])));
+    float high = scale * (unit * T::to_float(static_cast<uint16_t>(words[j / 2] >> 16)));
     if (center != nullptr) {
       low += center[j];
       high += center[j + 1];
@@ -68,7 +69,8 @@ __device__ __forceinline__ void decompress(const DecompressParams& p, uint16_t* 
   for (int pass = 0; pass < kTileRows / L::kRows; ++pass) {
     const int row = pass * L::kRows + lane / L::kPerRow;
     uint32_t words[L::kWords];
-    if (!tile.expand(row, t, words) && t == 0) {
+    const bool right = tile.expand(row, t, words);
+    if (!right && t == 0) {
       count_error(p.errors);
     }
     if (row >= rows) {
@@ -76,14 +78,16 @@ __device__ __forceinline__ void decompress(const DecompressParams& p, uint16_t* 
     }
     const int64_t out_row =
         sequence * p.out_batch_stride + (first + row) * p.out_token_stride + head * p.out_head_stride + 8 * t;
-    if (p.out_dtype == T::kCode && p.center == nullptr) {
+    if (p.pool.value_type == p.out_dtype && p.center == nullptr) {
       store_chunks<kDim>(static_cast<uint16_t*>(p.out) + out_row, words);
     } else {
+      const float unit = code_unit(p.pool.value_type);
+      const float scale = tile.scale(row, right);
       const int64_t center_row = ((p.center_batch > 1 ? sequence : 0) * p.heads + head) * kDim + 8 * t;
 #pragma unroll
       for (int i = 0; i < L::kChunks; ++i) {
         const float* center = p.center != nullptr ? p.center + center_row + i * L::kStep : nullptr;
-        store_converted<T>(words + 4 * i, center, p.out, out_row + i * L::kStep, p.out_dtype);
+        store_converted<T>(words + 4 * i, unit, scale, center, p.out, out_row + i * L::kStep, p.out_dtype);
       }
     }
   }

@@ -67,14 +67,17 @@ __device__ __forceinline__ void read_tile(const Params& p, const SpmvUnit& unit,
   __syncwarp();  // everyone has read what was staged before
   const SpmvTile<kDim> tile(p.pool, page, page_tokens, p.capacity, row0, rows, stage, lane);
   uint32_t words[L::kWords];
-  if (!tile.expand(row, lane % L::kPerRow, words) && lane % L::kPerRow == 0) {
+  const bool right = tile.expand(row, lane % L::kPerRow, words);
+  if (!right && lane % L::kPerRow == 0) {
     count_error(unit.errors);
   }
+  const float code = code_unit(p.pool.value_type);
+  const float scale = tile.scale(row, right);
   float values[2 * L::kWords];
 #pragma unroll
   for (int m = 0; m < L::kWords; ++m) {
-    values[2 * m] = T::to_float(static_cast<uint16_t>(words[m]));
-    values[2 * m + 1] = T::to_float(static_cast<uint16_t>(words[m] >> 16));
+    values[2 * m] = scale * (code * T::to_float(static_cast<uint16_t>(words[m])));
+    values[2 * m + 1] = scale * (code * T::to_float(static_cast<uint16_t>(words[m] >> 16)));
   }
   use(row, row < rows, values);
 }

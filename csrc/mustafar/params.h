@@ -12,6 +12,9 @@ namespace mustafar {
 // Codes of DType in src/dtype.rs.
 enum Dtype : int32_t { kF16 = 1, kBf16 = 2, kF32 = 3 };
 
+// Codes of ValueType there; 16-bit values have the codes of their dtypes.
+enum ValueType : int32_t { kE4m3 = 16, kInt8 = 17 };
+
 // Which pages hold the compressed tokens of each sequence.
 struct SequencesParams {
   const int32_t*

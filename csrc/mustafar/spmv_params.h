@@ -68,7 +68,7 @@ struct SpmvValueParams {
   int32_t capacity;  // values of a ragged page
 };
 
-static_assert(sizeof(SpmvKeyParams) == 2 * 32 + 10 * 8 + 10 * 4, "SpmvKeyParams has padding");
-static_assert(sizeof(SpmvValueParams) == 2 * 32 + 9 * 8 + 8 * 4, "SpmvValueParams has padding");
+static_assert(sizeof(SpmvKeyParams) == 40 + 32 + 10 * 8 + 10 * 4, "SpmvKeyParams has padding");
+static_assert(sizeof(SpmvValueParams) == 40 + 32 + 9 * 8 + 8 * 4, "SpmvValueParams has padding");
 
 }  // namespace mustafar

@@ -21,6 +21,8 @@ struct StorePool {
   int64_t head_stride_bytes;    // multiple of 16
   int32_t keep;                 // values per row; 0 for ragged pages
   int32_t values_offset_bytes;  // where the values of a page start
+  int32_t value_type;  // ValueType; scales of 8-bit values lie right before the values, one for each token
+  int32_t reserved;
 };
 
 // One side (K or V) of append.
@@ -136,12 +138,12 @@ enum Violation : uint32_t {
   kCapacity = 5,     // ragged: the row ends past the capacity
 };
 
-static_assert(sizeof(StorePool) == 32, "StorePool has padding");
-static_assert(sizeof(AppendSide) == 3 * 8 + 32 + 3 * 8, "AppendSide has padding");
-static_assert(sizeof(AppendParams) == 2 * 80 + 4 * 8 + 4 * 4, "AppendParams has padding");
+static_assert(sizeof(StorePool) == 40, "StorePool has padding");
+static_assert(sizeof(AppendSide) == 3 * 8 + 40 + 3 * 8, "AppendSide has padding");
+static_assert(sizeof(AppendParams) == 2 * 88 + 4 * 8 + 4 * 4, "AppendParams has padding");
 static_assert(sizeof(PruneParams) == 6 * 8 + 6 * 4, "PruneParams has padding");
-static_assert(sizeof(CompressParams) == 5 * 8 + 32 + 2 * 8 + 6 * 4, "CompressParams has padding");
-static_assert(sizeof(DecompressParams) == 2 * 32 + 6 * 8 + 8 * 4, "DecompressParams has padding");
-static_assert(sizeof(ValidateParams) == 2 * 32 + 8 + 6 * 4, "ValidateParams has padding");
+static_assert(sizeof(CompressParams) == 5 * 8 + 40 + 2 * 8 + 6 * 4, "CompressParams has padding");
+static_assert(sizeof(DecompressParams) == 40 + 32 + 6 * 8 + 8 * 4, "DecompressParams has padding");
+static_assert(sizeof(ValidateParams) == 40 + 32 + 8 + 6 * 4, "ValidateParams has padding");
 
 }  // namespace mustafar

@@ -54,6 +54,8 @@ structs! {
         head_stride_bytes: i64,
         keep: i32,
         values_offset_bytes: i32,
+        value_type: i32,
+        reserved: i32,
     }
     AppendSide {
         x: *const u16,

@@ -1,10 +1,10 @@
 //! Launches of `spmv_key` and `spmv_value`.
 #![allow(unsafe_code)]
 
-use super::args::{int32, stride, value_dtype};
+use super::args::{int32, stride};
 use super::kernels::{Family, Kernel, LaunchShape, units};
 use super::params::{SpmvKeyParams, SpmvValueParams};
-use super::store::store_pool;
+use super::store::{kernel_dtype, store_pool};
 use super::{Counter, Device};
 use crate::backend::Stream;
 use crate::error::Result;
@@ -50,7 +50,7 @@ pub(crate) fn spmv_key(device: &Device, stream: Stream, args: &mut SpmvKey<'_>, 
         scale,
         scores: device.tensor_mut("scores", &mut args.scores)?.cast(),
     };
-    let kernel = Kernel::Typed(Family::SpmvKey, value_dtype("pool.value_type", &layout)?, format.head_dim());
+    let kernel = Kernel::Typed(Family::SpmvKey, kernel_dtype(&layout), format.head_dim());
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, and views promise the
     // memory until the stream has run this.
     unsafe { device.kernels.launch(kernel, LaunchShape::new([grid, 1, 1], KEY_THREADS), stream, &params) }
@@ -84,8 +84,7 @@ pub(crate) fn spmv_value(device: &Device, stream: Stream, args: &mut SpmvValue<'
         capacity: int32("capacity", format.capacity())?,
         out: device.tensor_mut("out", &mut args.out)?,
     };
-    let kernel =
-        Kernel::Typed(Family::SpmvValue, value_dtype("pool.value_type", &layout)?, format.head_dim());
+    let kernel = Kernel::Typed(Family::SpmvValue, kernel_dtype(&layout), format.head_dim());
     // SAFETY: as in `spmv_key`.
     unsafe { device.kernels.launch(kernel, LaunchShape::new([grid, 1, 1], VALUE_THREADS), stream, &params) }
 }

@@ -1,7 +1,7 @@
 //! Launches of the ops that write, read back and check pages, and of `prune`.
 #![allow(unsafe_code)]
 
-use super::args::{int32, int64, stride, value_dtype};
+use super::args::{int32, int64, stride};
 use super::kernels::{Family, Kernel, LaunchShape, STORE_WARPS, units, warps};
 use super::params::{
     self, AppendParams, CompressParams, DecompressParams, PruneParams, StorePool, ValidateParams,
@@ -41,7 +41,14 @@ pub(super) fn store_pool(
         head_stride_bytes: stride(argument, layout.kv_heads, layout.head_stride)?,
         keep: int32("keep", layout.format.keep().unwrap_or(0))?,
         values_offset_bytes: int32("values_offset", layout.format.values_offset())?,
+        value_type: layout.format.value_type() as i32,
+        reserved: 0,
     })
+}
+
+/// The type that names the kernel for these pages: kernels of either type read 8-bit values.
+pub(super) fn kernel_dtype(layout: &PoolLayout) -> DType {
+    layout.format.value_type().dtype().unwrap_or(DType::F16)
 }
 
 /// One side of an append, ready to launch.
@@ -67,7 +74,7 @@ fn append_side(device: &Device, side: &AppendSide<'_>, names: &Names) -> Result<
         center_batch: int32(names.center_batch, side.center.map_or(1, |c| c.batch))?,
         reserved: 0,
     };
-    Ok(Side { dtype: value_dtype(names.value_type, layout)?, dim, weighted: side.weights.is_some(), params })
+    Ok(Side { dtype: side.x.dtype, dim, weighted: side.weights.is_some(), params })
 }
 
 pub(crate) fn append(device: &Device, stream: Stream, args: &Append<'_>) -> Result<()> {
@@ -183,7 +190,7 @@ pub(crate) fn compress(device: &Device, stream: Stream, args: &mut Compress<'_>)
         page_tokens: int32("page_tokens", format.page_tokens())?,
         capacity: int32("capacity", format.capacity())?,
     };
-    let kernel = Kernel::Typed(Family::Compress, value_dtype("pool.value_type", &layout)?, format.head_dim());
+    let kernel = Kernel::Typed(Family::Compress, args.x.dtype, format.head_dim());
     let shape = LaunchShape::new([grid, 1, 1], 32 * STORE_WARPS);
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, shape, stream, &params) }
@@ -212,8 +219,7 @@ pub(crate) fn decompress(device: &Device, stream: Stream, args: &mut Decompress<
         reserved: 0,
         out: device.tensor_mut("out", &mut args.out)?,
     };
-    let kernel =
-        Kernel::Typed(Family::Decompress, value_dtype("pool.value_type", &layout)?, format.head_dim());
+    let kernel = Kernel::Typed(Family::Decompress, kernel_dtype(&layout), format.head_dim());
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, warps(units, 1), stream, &params) }
 }
@@ -238,8 +244,7 @@ pub(crate) fn validate(device: &Device, stream: Stream, args: &mut Validate<'_>)
         capacity: int32("capacity", layout.format.capacity())?,
         reserved: 0,
     };
-    let dtype = value_dtype("pool.value_type", &layout)?;
-    let kernel = Kernel::Typed(Family::Validate, dtype, layout.format.head_dim());
+    let kernel = Kernel::Typed(Family::Validate, kernel_dtype(&layout), layout.format.head_dim());
     let shape = LaunchShape::new([rows.div_ceil(VALIDATE_THREADS), 1, 1], VALIDATE_THREADS);
     // SAFETY: as in `append`.
     unsafe { device.kernels.launch(kernel, shape, stream, &params) }

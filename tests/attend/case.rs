@@ -83,7 +83,7 @@ impl Spec {
     /// The nearest batch that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (dim, page_tokens) = (self.k_dim(), self.v.page_tokens());
-        // 8-bit values have no kernels yet.
+        // For 8-bit values there are no attention kernels yet.
         let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
         let values = values_of(dtype);
         let like_k = |format: PageFormat| match format.keep() {

@@ -76,7 +76,7 @@ pub fn small_config() -> CacheConfig {
 
 /// The nearest configuration that CUDA kernels serve: K and V of one type and head_dim.
 pub fn for_cuda(config: &CacheConfig) -> CacheConfig {
-    // 8-bit values have no kernels yet.
+    // For 8-bit values there are no attention kernels yet.
     let values = values_of(config.dtype(config.k));
     let like_k = |format: PageFormat| {
         let keep = format.keep().unwrap().min(config.k.head_dim());

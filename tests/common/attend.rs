@@ -42,7 +42,7 @@ impl Step {
     /// The nearest step that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (page_tokens, dim) = (self.k.page_tokens(), self.k.head_dim());
-        // 8-bit values have no kernels yet.
+        // For 8-bit values there are no attention kernels yet.
         let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
         let values = super::values_of(dtype);
         let like_k = |format: PageFormat| match format.keep() {

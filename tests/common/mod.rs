@@ -50,7 +50,7 @@ pub fn contexts(threads: &[usize]) -> Vec<Context> {
     cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
 }
 
-/// As [`contexts`], those that serve pages of this format: 8-bit values have no CUDA kernels yet.
+/// As [`contexts`], those that attend to pages of this format: for 8-bit values CUDA has no attention kernels yet.
 pub fn contexts_for(format: PageFormat, threads: &[usize]) -> Vec<Context> {
     if format.value_type().is_scaled() { cpu_contexts(threads) } else { contexts(threads) }
 }

@@ -1,6 +1,8 @@
 //! `append` and its kernel leave the same bytes in the pools.
 
-use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, keeps, values_of};
+use crate::common::{
+    DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, keeps, source_dtype, values_of,
+};
 use crate::emulator::{Buffer, Launch, le, run};
 use mustafar::ops::{Append, AppendSide, Center, append};
 use mustafar::{Context, Mem, PageFormat, Stream, ValueType};
@@ -16,12 +18,8 @@ struct Side {
 impl Side {
     fn random(rng: &mut Rng, dist: Dist, layout: Layout, tokens: usize, pool: Pool) -> Self {
         let (heads, dim) = (pool.layout.kv_heads, pool.layout.format.head_dim());
-        let x = Dense::random(
-            rng,
-            dist,
-            pool.layout.format.value_type().dtype().unwrap(),
-            layout.shape(1, tokens, heads, dim),
-        );
+        let dtype = source_dtype(rng, pool.layout.format.value_type());
+        let x = Dense::random(rng, dist, dtype, layout.shape(1, tokens, heads, dim));
         Self { x, pool, weights: None, center: None }
     }
 
@@ -44,6 +42,7 @@ impl Side {
         launch.pointer(Some(x)).pointer(weights).pointer(center);
         launch.pointer(Some(pages)).long(pool.page_stride).long(pool.head_stride);
         launch.int(pool.format.keep().unwrap()).int(pool.format.values_offset());
+        launch.int(pool.format.value_type() as usize).int(0);
         launch.long(self.x.shape.token_stride).long(self.x.shape.head_stride);
         launch.int(self.center.as_ref().map_or(1, |(_, batch)| *batch)).int(0);
         pages
@@ -63,7 +62,7 @@ fn expect(mut sides: Vec<Side>, slots: &[i64], sequence: Option<&Vec<i32>>, wron
     let heads = sides[0].pool.layout.kv_heads;
     let units = slots.len().div_ceil(16) * heads;
     let weighted = if sides.iter().any(|side| side.weights.is_some()) { "weighted_" } else { "" };
-    let name = format!("mst_append_{weighted}{}_d{}", format.value_type(), format.head_dim());
+    let name = format!("mst_append_{weighted}{}_d{}", sides[0].x.dtype, format.head_dim());
     let mut launch = Launch::new(name, [units.div_ceil(4), sides.len(), 1], 128);
     let mut pages: Vec<Buffer> = sides.iter().map(|side| side.params(&mut launch)).collect();
     if sides.len() == 1 {
@@ -120,10 +119,10 @@ fn shuffled(rng: &mut Rng, pool: &Pool, tokens: usize) -> Vec<i64> {
 fn every_format() {
     let mut rng = Rng::new(1);
     let mut cases = Vec::new();
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for dim in DIMS {
             for (i, keep) in keeps(dim).into_iter().enumerate() {
-                let format = PageFormat::uniform(values_of(dtype), dim, PAGE_SIZES[i % 4], keep).unwrap();
+                let format = PageFormat::uniform(values, dim, PAGE_SIZES[i % 4], keep).unwrap();
                 let pool = Pool::gaps(format, 2, 2);
                 // A full tile and the start of another one; a run that starts anywhere, or no run at all.
                 let tokens = 19;
@@ -145,18 +144,20 @@ fn every_format() {
 
 #[test]
 fn both_sides_with_weights_and_centres() {
-    let mut rng = Rng::new(2);
+    let (mut rng, mut rng_values) = (Rng::new(2), Rng::new(3));
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for dim in DIMS {
             for center_batch in [1, 3] {
                 let (heads, tokens) = (2, 17);
-                let side = |rng: &mut Rng, keep: usize| {
-                    let format = PageFormat::uniform(values_of(dtype), dim, 16, keep).unwrap();
-                    let dist = *rng.pick(&Dist::ALL);
-                    Side::random(rng, dist, Layout::HeadsFirst, tokens, Pool::contiguous(format, 3, heads))
+                let side = |rng: &mut Rng, values: ValueType, keep: usize| {
+                    let format = PageFormat::uniform(values, dim, 16, keep).unwrap();
+                    let (dist, pool) = (*rng.pick(&Dist::ALL), Pool::contiguous(format, 3, heads));
+                    let shape = Layout::HeadsFirst.shape(1, tokens, heads, dim);
+                    Side { x: Dense::random(rng, dist, dtype, shape), pool, weights: None, center: None }
                 };
-                let (mut k, mut v) = (side(&mut rng, dim / 3), side(&mut rng, dim / 2));
+                let mut k = side(&mut rng, values_of(dtype), dim / 3);
+                let mut v = side(&mut rng, *rng_values.pick(&VALUE_TYPES[2..]), dim / 2);
                 let weight = |rng: &mut Rng| match rng.below(12) {
                     0 => 0.0,
                     1 => f32::INFINITY, // times 0 is NaN, which ranks first
@@ -188,4 +189,21 @@ fn slots_out_of_range_are_skipped_and_counted() {
     let mut slots: Vec<i64> = (0..20).collect();
     (slots[3], slots[7], slots[11], slots[18]) = (32, i64::MAX, i64::MIN, -1);
     check(&[expect(vec![side], &slots, None, 2)]);
+}
+
+/// Codes are written where values of the same tile were, shifted to line up with their place in the page.
+#[test]
+fn short_rows_of_codes_leave_later_values_alone() {
+    let mut rng = Rng::new(4);
+    let mut cases = Vec::new();
+    for keep in [1, 2, 3, 5] {
+        for first in [1, 7, 13, 15] {
+            let format = PageFormat::uniform(ValueType::Int8, 64, 64, keep).unwrap();
+            let pool = Pool::contiguous(format, 1, 1);
+            let side = Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 16, pool);
+            let slots: Vec<i64> = (first..first + 16).collect();
+            cases.push(expect(vec![side], &slots, None, 0));
+        }
+    }
+    check(&cases);
 }

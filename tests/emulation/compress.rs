@@ -1,6 +1,6 @@
 //! `compress` as a kernel, against the reference pages.
 
-use crate::common::{Bytes, DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, values_of};
+use crate::common::{Bytes, DIMS, Dense, Dist, Layout, PAGE_SIZES, Pool, Rng, VALUE_TYPES, source_dtype};
 use crate::emulator::{Buffer, Launch, le, run};
 use mustafar::reference::{self, Row};
 use mustafar::{DType, PageFormat, ValueType};
@@ -16,7 +16,7 @@ struct Case {
 fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) -> Case {
     let format = pool.layout.format;
     let (dim, heads, tokens) = (format.head_dim(), pool.layout.kv_heads, x.shape.tokens);
-    let name = format!("mst_compress_{}_d{dim}", format.value_type());
+    let name = format!("mst_compress_{}_d{dim}", x.dtype);
     let mut launch = Launch::new(name, [pages.len() * heads, 1, 1], 128);
     let x_buffer = launch.buffer(&x.bytes);
     let mask: Vec<u8> = (0..tokens * heads * dim / 8).map(|_| rng.next() as u8 & rng.next() as u8).collect();
@@ -28,7 +28,7 @@ fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) ->
     launch.pointer(Some(x_buffer)).pointer(mask_buffer).pointer(Some(numbers));
     launch.pointer(Some(needed_buffer)).pointer(Some(errors));
     launch.pointer(Some(pool_buffer)).long(pool.layout.page_stride).long(pool.layout.head_stride);
-    launch.int(0).int(format.values_offset());
+    launch.int(0).int(format.values_offset()).int(format.value_type() as usize).int(0);
     launch.long(x.shape.token_stride).long(x.shape.head_stride);
     launch.int(tokens).int(heads).int(pages.len()).int(pool.layout.num_pages);
     launch.int(format.page_tokens()).int(format.capacity());
@@ -37,7 +37,7 @@ fn case(rng: &mut Rng, x: &Dense, mut pool: Pool, pages: &[i32], masks: bool) ->
         let bits = x.row_bits(0, t, h);
         let of_mask = &mask[(t * heads + h) * dim / 8..][..dim / 8];
         let kept = |c: usize| if masks { of_mask[c / 8] >> (c % 8) & 1 == 1 } else { bits[c] & 0x7FFF != 0 };
-        Row::new((0..dim).map(kept).collect(), &bits)
+        Row::new((0..dim).map(kept).collect(), &bits).stored(x.dtype, format.value_type())
     };
     let mut needed = Vec::new();
     let mut wrong = 0;
@@ -80,14 +80,14 @@ fn check(cases: &[Case]) {
 fn every_pattern() {
     let mut rng = Rng::new(21);
     let mut cases = Vec::new();
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for (i, dim) in DIMS.into_iter().enumerate() {
             for masks in [false, true] {
                 let page_tokens = PAGE_SIZES[(i + usize::from(masks)) % 4];
                 // Two pages, the second one not full.
                 let tokens = page_tokens + page_tokens / 2 + 1;
-                let format =
-                    PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim).unwrap();
+                let format = PageFormat::ragged(values, dim, page_tokens, page_tokens * dim).unwrap();
+                let dtype = source_dtype(&mut rng, values);
                 let layout = Layout::ALL[(i + usize::from(masks)) % 3];
                 let shape = layout.shape(1, tokens, 2, dim);
                 let x = Dense::random(&mut rng, Dist::Zeros, dtype, shape);

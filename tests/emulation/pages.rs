@@ -1,9 +1,9 @@
 //! The kernels that read pages back: `decompress` and `validate`.
 
-use crate::common::{DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, mem, values_of};
+use crate::common::{DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, mem};
 use crate::emulator::{Buffer, Launch, dtype_code, le, run};
 use mustafar::ops::{Center, Decompress, decompress};
-use mustafar::{Context, DType, PageFormat, Rows, Stream};
+use mustafar::{Context, DType, PageFormat, Rows, Stream, ValueType};
 
 /// Adds `StorePool` and `SequencesParams`, which the structs of all kernels that read pages start with: buffers 0 to 2
 /// are the pages, the table and the lengths. A table that numbers all pages in order is not passed.
@@ -15,8 +15,14 @@ pub(crate) fn page_params(launch: &mut Launch, pool: &Pool, table: &Table) {
     let lens = launch.buffer(&le(&table.lens, i32::to_le_bytes));
     launch.pointer(Some(pages)).long(layout.page_stride).long(layout.head_stride);
     launch.int(layout.format.keep().unwrap_or(0)).int(layout.format.values_offset());
+    launch.int(layout.format.value_type() as usize).int(0);
     launch.pointer((!in_order).then_some(entries)).pointer(Some(lens)).long(table.stride);
     launch.int(usize::from(table.per_head.is_some())).int(table.page_tokens);
+}
+
+/// The type in the name of a kernel that reads these pages.
+pub(crate) fn kernel_dtype(format: PageFormat) -> DType {
+    format.value_type().dtype().unwrap_or(DType::F16)
 }
 
 struct Case {
@@ -30,7 +36,7 @@ fn case(pool: &Pool, table: &Table, out: Dense, center: Option<&(Vec<f32>, usize
     let format = pool.layout.format;
     let (batch, heads) = (table.batch(), pool.layout.kv_heads);
     let units = batch * table.max_len.div_ceil(16) * heads;
-    let name = format!("mst_decompress_{}_d{}", format.value_type(), format.head_dim());
+    let name = format!("mst_decompress_{}_d{}", kernel_dtype(format), format.head_dim());
     let mut launch = Launch::new(name, [units.div_ceil(4), 1, 1], 128);
     page_params(&mut launch, pool, table);
     let center_buffer = center.map(|(c, _)| launch.buffer(&le(c, f32::to_le_bytes)));
@@ -74,10 +80,10 @@ fn check(cases: &[Case]) {
     }
 }
 
-fn format(dtype: DType, dim: usize, page_tokens: usize, keep: Option<usize>) -> PageFormat {
+fn format(values: ValueType, dim: usize, page_tokens: usize, keep: Option<usize>) -> PageFormat {
     match keep {
-        Some(keep) => PageFormat::uniform(values_of(dtype), dim, page_tokens, keep).unwrap(),
-        None => PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim / 2).unwrap(),
+        Some(keep) => PageFormat::uniform(values, dim, page_tokens, keep).unwrap(),
+        None => PageFormat::ragged(values, dim, page_tokens, page_tokens * dim / 2).unwrap(),
     }
 }
 
@@ -85,19 +91,20 @@ fn format(dtype: DType, dim: usize, page_tokens: usize, keep: Option<usize>) -> 
 fn decompress_every_format() {
     let mut rng = Rng::new(31);
     let mut cases = Vec::new();
-    for dtype in DTYPES {
+    for values in VALUE_TYPES {
         for (i, dim) in DIMS.into_iter().enumerate() {
             let keeps = [Some(1), Some(dim / 3), Some(dim), None, None];
             for (j, keep) in keeps.into_iter().enumerate() {
                 let page_tokens = PAGE_SIZES[(i + j) % 4];
-                let format = format(dtype, dim, page_tokens, keep);
+                let format = format(values, dim, page_tokens, keep);
                 let mut table = Table::shuffled(&mut rng, page_tokens, &[page_tokens + 3, 0, 15], 1);
                 if j % 2 == 1 {
                     table = table.with_head_lengths(&mut rng, 2);
                 }
                 let pool = Pool::gaps(format, table.num_pages, 2);
                 let pool = Paged::random(&mut rng, Dist::ALL[j], pool, &table).pool;
-                let out_dtype = [dtype, DType::F16, DType::Bf16, DType::F32, dtype][j];
+                let out_dtype =
+                    [kernel_dtype(format), DType::F16, DType::Bf16, DType::F32, kernel_dtype(format)][j];
                 let shape = Layout::ALL[(i + j) % 3].shape(3, table.max_len, 2, dim);
                 let center_batch = if j == 1 { 3 } else { 1 };
                 let center = (rng.floats(center_batch * 2 * dim), center_batch);
@@ -111,8 +118,13 @@ fn decompress_every_format() {
 
 #[test]
 fn decompress_survives_damage() {
+    survives_damage(ValueType::F16);
+    survives_damage(ValueType::Int8);
+}
+
+fn survives_damage(values: ValueType) {
     let mut rng = Rng::new(32);
-    let format = format(DType::F16, 64, 16, None);
+    let format = format(values, 64, 16, None);
     let table = Table::shuffled(&mut rng, 16, &[32, 20], 1);
     let pool = Pool::contiguous(format, table.num_pages, 2);
     let good = Paged::random(&mut rng, Dist::Normal, pool, &table).pool;
@@ -122,8 +134,8 @@ fn decompress_survives_damage() {
 
     // Offsets and bitmaps of one page say anything; the elements that come out do not matter.
     let mut pool = good.clone();
-    let values = format.values_offset();
-    pool.page_mut(table.page(0, 16), 1)[..values].iter_mut().for_each(|b| *b = rng.next() as u8);
+    let end = format.values_offset();
+    pool.page_mut(table.page(0, 16), 1)[..end].iter_mut().for_each(|b| *b = rng.next() as u8);
     cases.push(base.launch.with_buffer(0, &pool.bytes));
 
     // Page numbers, then lengths, out of range.
@@ -177,7 +189,7 @@ fn validate_finds_the_first_violation() {
         let format = pool.layout.format;
         let (batch, heads) = (table.batch(), pool.layout.kv_heads);
         let rows = batch * heads * table.max_len.div_ceil(table.page_tokens) * table.page_tokens;
-        let name = format!("mst_validate_{}_d{}", format.value_type(), format.head_dim());
+        let name = format!("mst_validate_{}_d{}", kernel_dtype(format), format.head_dim());
         let mut launch = Launch::new(name, [rows.div_ceil(256), 1, 1], 256);
         page_params(&mut launch, pool, table);
         let first = launch.buffer(&u64::MAX.to_le_bytes());
@@ -189,7 +201,7 @@ fn validate_finds_the_first_violation() {
     for (i, dim) in DIMS.into_iter().enumerate() {
         for keep in [Some(dim / 4), None] {
             let page_tokens = PAGE_SIZES[i];
-            let format = format(DTYPES[i % 2], dim, page_tokens, keep);
+            let format = format(VALUE_TYPES[i], dim, page_tokens, keep);
             let table = Table::shuffled(&mut rng, page_tokens, &[page_tokens + 9, 5], 1);
             let pool = Pool::gaps(format, table.num_pages, 2);
             let good = Paged::random(&mut rng, Dist::AnyBits, pool, &table).pool;

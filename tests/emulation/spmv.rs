@@ -1,11 +1,10 @@
 //! `spmv_key` and `spmv_value` as kernels, against the float64 reference.
 
 use crate::common::{
-    DIMS, DTYPES, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, assert_close,
-    values_of,
+    DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, Tolerance, VALUE_TYPES, assert_close,
 };
 use crate::emulator::{Buffer, Launch, dtype_code, le, run};
-use crate::pages::page_params;
+use crate::pages::{kernel_dtype, page_params};
 use mustafar::{DType, PageFormat, ValueType, reference};
 
 const KV_HEADS: usize = 2;
@@ -47,7 +46,7 @@ impl Case {
 
     fn launch(&self, op: &str, blocks: usize, warps: usize) -> Launch {
         let format = self.format();
-        let name = format!("mst_spmv_{op}_{}_d{}", format.value_type(), format.head_dim());
+        let name = format!("mst_spmv_{op}_{}_d{}", kernel_dtype(format), format.head_dim());
         let mut launch = Launch::new(name, [self.table.batch() * KV_HEADS * blocks, 1, 1], 32 * warps);
         page_params(&mut launch, &self.paged.pool, &self.table);
         launch
@@ -146,15 +145,13 @@ fn check(cases: Vec<Expected>, scale: f64) {
 /// One case per format; sizes and options take turns. `shapes` are (group, query tokens).
 fn cases(rng: &mut Rng, shapes: [(usize, usize); 3]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (i, dtype) in DTYPES.into_iter().enumerate() {
+    for (i, values) in VALUE_TYPES.into_iter().enumerate() {
         for (j, dim) in DIMS.into_iter().enumerate() {
             for (k, keep) in [Some(1), Some(dim / 3), Some(dim), None, None].into_iter().enumerate() {
                 let page_tokens = PAGE_SIZES[(i + j + k) % 4];
                 let format = match keep {
-                    Some(keep) => PageFormat::uniform(values_of(dtype), dim, page_tokens, keep).unwrap(),
-                    None => {
-                        PageFormat::ragged(values_of(dtype), dim, page_tokens, page_tokens * dim / 2).unwrap()
-                    }
+                    Some(keep) => PageFormat::uniform(values, dim, page_tokens, keep).unwrap(),
+                    None => PageFormat::ragged(values, dim, page_tokens, page_tokens * dim / 2).unwrap(),
                 };
                 let mut table = Table::shuffled(rng, page_tokens, &[page_tokens + 19, 0, 15], 1);
                 if k % 2 == 1 {
