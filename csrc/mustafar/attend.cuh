@@ -75,12 +75,12 @@ struct Warp {
       if (row < view.rows && side.wide) {
 #pragma unroll
         for (int k = 0; k < D / 32; ++k) {
-          side.load_wide(0, 32 * k + 8 * t, q[n][k]);
+          side.load_wide(32 * k + 8 * t, q[n][k]);
         }
       } else if (row < view.rows) {
 #pragma unroll
         for (int k = 0; k < D / 32; ++k) {
-          side.load_any<T>(0, 32 * k + 8 * t, q[n][k]);
+          side.load_any<T>(32 * k + 8 * t, q[n][k]);
         }
       }
     }
@@ -202,24 +202,27 @@ struct Warp {
   }
 
   // Tokens `part` of the sinks or of the window, the first of which is at `position`.
-  __device__ __forceinline__ void attend_dense(const DenseParams& dense, int batch, int head, Range part,
+  template <bool kWide>
+  __device__ __forceinline__ void attend_dense(const DenseSide& keys, const DenseSide& values, Range part,
                                                int position) {
-    const int64_t row = dense.rows == nullptr ? batch : dense.rows[batch];
-    const DenseSide keys = DenseSide::of<T>(dense.k, row * dense.k_row_stride + head * dense.k_head_stride,
-                                            dense.k_token_stride, dense.k_dtype);
-    const DenseSide values = DenseSide::of<T>(dense.v, row * dense.v_row_stride + head * dense.v_head_stride,
-                                              dense.v_token_stride, dense.v_dtype);
+    constexpr bool kHalves = D < 256;
     constexpr float kNoCenter[kTiles][2] = {};
 #pragma unroll 1
     for (int token = part.begin + warp * kTileTokens; token < part.end; token += kStep) {
       const int start = position + token;
       const uint32_t visible = view.visible_rows<kRows>(start, position + part.end);
+      if (visible == 0) {
+        continue;
+      }
       Scores<kRows> scores;
-      score_tile<T, D, kRows>(DenseKeys{keys, token, visible, t}, q, kNoCenter, scores, g);
+      score_tile<T, D, kRows>(DenseKeys<kWide, kHalves>{{keys, token, visible}, t}, q, kNoCenter, scores, g);
       scale_scores(scores);
       mask_scores(scores, start, position + part.end);
       softmax.template update<D>(scores, out);
-      accumulate_tile<T, D, kRows>(DenseValues{values, token, visible, g}, scores, out, g, t);
+      if constexpr (!kHalves) {
+        __syncwarp();  // keeps loads of values from rising above
+      }
+      accumulate_tile<T, D, kRows>(DenseValues<kWide>{{values, token, visible}, g}, scores, out, g, t);
     }
   }
 
@@ -257,7 +260,9 @@ struct Warp {
 // Merges what the warps stored and writes the CTA's partial results.
 template <typename T, int D, int kRows>
 __device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const Item& item,
-                                               const float* shared, int warp, int lane, int q_begin) {
+                                               const float* shared) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
   constexpr int kWarpFloats = kRows * (D + 2);
   const int q_heads = p.kv_heads * view.group;
   for (int row = warp; row < kRows && view.row0 + row < view.rows; row += kWarps) {
@@ -273,7 +278,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
       weight[i] = exp2_approx(shared[i * kWarpFloats + row] - reference);
       sum += weight[i] * shared[i * kWarpFloats + kRows + row];
     }
-    const int64_t token = q_begin + (view.row0 + row) / view.group;
+    const int64_t token = item.q_begin + (view.row0 + row) / view.group;
     const int64_t q_head = item.head * view.group + (view.row0 + row) % view.group;
     const int64_t result = (token * q_heads + q_head) * gridDim.x + blockIdx.x;
     const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
@@ -301,6 +306,37 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
       p.partial_lse[result] = lse;
     }
   }
+}
+
+// An item of dense tokens, up to what the warps store in `merged`. Not inlined, and so free to use registers
+// as it likes: it has many loads under way at a time where the loop over pages has copies.
+template <typename T, int D, int kRows>
+__device__ __noinline__ void attend_dense_item(const AttendParams& p, const View& view, const Item& item,
+                                               float* merged) {
+  Warp<T, D, kRows> w(p, view, uniform(threadIdx.x / 32));
+  w.load_queries(item.head, item.q_begin);
+  w.finish_queries(item.batch, item.head);
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) {
+    const DenseParams& dense = i == 0 ? p.sinks : p.window;
+    const Range part = seen_by_any<kRows>(view, item.part[i], item.position[i]);
+    if (part.begin >= part.end) {
+      continue;
+    }
+    const int64_t row = dense.rows == nullptr ? item.batch : dense.rows[item.batch];
+    const DenseSide keys =
+        DenseSide::of<T>(dense.k, row * dense.k_row_stride + item.head * dense.k_head_stride,
+                         dense.k_token_stride, dense.k_dtype);
+    const DenseSide values =
+        DenseSide::of<T>(dense.v, row * dense.v_row_stride + item.head * dense.v_head_stride,
+                         dense.v_token_stride, dense.v_dtype);
+    if (keys.wide && values.wide) {
+      w.template attend_dense<true>(keys, values, part, item.position[i]);
+    } else {
+      w.template attend_dense<false>(keys, values, part, item.position[i]);
+    }
+  }
+  w.store(merged + w.warp * kRows * (D + 2));
 }
 
 template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
@@ -351,6 +387,7 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
     const bool dense = item < p.dense_items;
     const int split = dense ? p.dense_split : p.split;
     const int begin = (dense ? item : item - p.dense_items) * split;
+    shared_item.q_begin = q_begin;
     shared_item.batch = batch;
     shared_item.head = head;
     shared_item.dense = dense;
@@ -361,32 +398,21 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
   }
   __syncthreads();
 
-  Warp<T, D, kRows> w(p, view, warp);
+  float* merged = reinterpret_cast<float*>(shared);
   if (item < p.dense_items) {
-    w.load_queries(head, q_begin);
-    w.finish_queries(batch, head);
-#pragma unroll 1
-    for (int part = 0; part < 2; ++part) {
-      const int length = part == 0 ? sinks : window;
-      const int position = part == 0 ? 0 : sinks + compressed;
-      const Range range = {item * p.dense_split, min((item + 1) * p.dense_split, length)};
-      w.attend_dense(part == 0 ? p.sinks : p.window, batch, head, seen_by_any<kRows>(view, range, position),
-                     position);
-    }
+    attend_dense_item<T, D, kRows>(p, view, shared_item, merged);
   } else {
-    const int split = item - p.dense_items;
-    const Range range = {split * p.split, min((split + 1) * p.split, compressed)};
+    Warp<T, D, kRows> w(p, view, warp);
     const int slots =
         Pages::slot_bytes(p.k, p.sequences.page_tokens) + Pages::slot_bytes(p.v, p.sequences.page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
-    w.template attend_pages<Pages>(batch, head, q_begin, seen_by_any<kRows>(view, range, sinks), sinks,
-                                   key_slot);
+    const Range part = seen_by_any<kRows>(view, shared_item.part[0], shared_item.position[0]);
+    w.template attend_pages<Pages>(batch, head, q_begin, part, shared_item.position[0], key_slot);
+    __syncthreads();
+    w.store(merged + threadIdx.x / 32 * kRows * (D + 2));
   }
   __syncthreads();
-  float* merged = reinterpret_cast<float*>(shared);
-  w.store(merged + warp * kRows * (D + 2));
-  __syncthreads();
-  write_partials<T, D, kRows>(p, view, shared_item, merged, warp, w.lane, q_begin);
+  write_partials<T, D, kRows>(p, view, shared_item, merged);
 }
 
 }  // namespace mustafar

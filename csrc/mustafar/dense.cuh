@@ -24,20 +24,20 @@ struct DenseSide {
     return {base, stride, type, type == T::kCode && aligned};
   }
 
-  // kPairs register pairs from channel `channel` of token `token` on, even channels in the low halves.
-  template <typename T, int kPairs>
-  __device__ __forceinline__ void load(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
-    if (wide) {
-      load_wide(token, channel, pairs);
+  // kPairs register pairs from element `at` on, even elements in the low halves. `wide` says whether kWide is
+  // allowed; a branch at each load would make one wait for the other.
+  template <typename T, bool kWide, int kPairs>
+  __device__ __forceinline__ void load(int64_t at, uint32_t (&pairs)[kPairs]) const {
+    if constexpr (kWide) {
+      load_wide(at, pairs);
     } else {
-      load_any<T>(token, channel, pairs);
+      load_any<T>(at, pairs);
     }
   }
 
-  // Without asking whether it may, so that several loads in a row do not wait for each other.
   template <int kPairs>
-  __device__ __forceinline__ void load_wide(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
-    const uint16_t* from = static_cast<const uint16_t*>(base) + token * token_stride + channel;
+  __device__ __forceinline__ void load_wide(int64_t at, uint32_t (&pairs)[kPairs]) const {
+    const uint16_t* from = static_cast<const uint16_t*>(base) + at;
     if constexpr (kPairs == 4) {
       const uint4 v = *reinterpret_cast<const uint4*>(from);
       pairs[0] = v.x;
@@ -52,8 +52,7 @@ struct DenseSide {
   }
 
   template <typename T, int kPairs>
-  __device__ __forceinline__ void load_any(int64_t token, int channel, uint32_t (&pairs)[kPairs]) const {
-    const int64_t at = token * token_stride + channel;
+  __device__ __forceinline__ void load_any(int64_t at, uint32_t (&pairs)[kPairs]) const {
     // Rolled to keep the rare case small; the shift avoids indexing registers at run time.
 #pragma unroll 1
     for (int i = 0; i < kPairs; ++i) {
@@ -76,53 +75,66 @@ __device__ __forceinline__ void swap_halves(uint32_t (&pairs)[4]) {
   }
 }
 
-// Rows of a tile: row r is token `token` + r. Rows whose bit in `visible` is 0 are not read and count as
-// zero.
-struct DenseKeys {
+// Rows of a tile: row r is token `token` + r. Tokens outside [first, last] are not read; the nearest inside
+// stands for them, since a mask or a probability of 0 hides what they hold.
+struct DenseTile {
   const DenseSide& side;
   int token;
-  uint32_t visible;
+  int first, last;
+
+  // Bit r of `visible`, which is not 0: some query sees row r.
+  __device__ __forceinline__ DenseTile(const DenseSide& tokens, int start, uint32_t visible)
+      : side(tokens), token(start), first(start + __ffs(visible) - 1), last(start + 31 - __clz(visible)) {}
+
+  __device__ __forceinline__ int64_t at(int r) const {
+    return min(max(token + r, first), last) * side.token_stride;
+  }
+};
+
+// kHalves: loads of half a tile at a time, where more at once would not fit into registers.
+template <bool kWide, bool kHalves>
+struct DenseKeys {
+  DenseTile tile;
   int t;
 
   struct Row {
-    const DenseKeys& keys;
-    int r;
+    const DenseSide& side;
+    int64_t at;
 
     template <typename T>
     __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
-      pairs[0] = pairs[1] = pairs[2] = pairs[3] = 0;
-      if (keys.visible >> r & 1u) {
-        keys.side.template load<T>(keys.token + r, 32 * k + 8 * keys.t, pairs);
-        swap_halves(pairs);
-      }
+      side.template load<T, kWide>(at + 32 * k, pairs);
+      swap_halves(pairs);
     }
   };
 
-  __device__ __forceinline__ Row row(int r) const { return Row{*this, r}; }
+  __device__ __forceinline__ Row row(int r) const {
+    if constexpr (kHalves) {
+      __syncwarp();
+    }
+    return Row{tile.side, tile.at(r) + 8 * t};
+  }
 };
 
+template <bool kWide>
 struct DenseValues {
-  const DenseSide& side;
-  int token;
-  uint32_t visible;
+  DenseTile tile;
   int g;
 
   struct Row {
-    const DenseValues& values;
-    int r;
+    const DenseSide& side;
+    int64_t at;
 
     template <typename T, int k>
     __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
       uint32_t pairs[2] = {0, 0};
-      if (values.visible >> r & 1u) {
-        values.side.template load<T>(values.token + r, 32 * k + 4 * values.g, pairs);
-      }
+      side.template load<T, kWide>(at + 32 * k, pairs);
       pair0 = pairs[0];
       pair1 = pairs[1];
     }
   };
 
-  __device__ __forceinline__ Row row(int r) const { return Row{*this, r}; }
+  __device__ __forceinline__ Row row(int r) const { return Row{tile.side, tile.at(r) + 4 * g}; }
 };
 
 }  // namespace mustafar

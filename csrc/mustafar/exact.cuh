@@ -16,6 +16,7 @@ namespace mustafar {
 // What a CTA works on, in shared memory: a range of the compressed tokens, or one of the sinks and one of the
 // window.
 struct Item {
+  int q_begin;  // query token 0 of the sequence
   int batch, head;
   bool dense;
   Range part[2];
