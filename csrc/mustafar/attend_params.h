@@ -17,11 +17,10 @@ struct AttendPool {
   // shared memory; there they lie 16 bytes further apart.
   int32_t shared_row_bytes;  // row_bytes, + 16 if that is 32, 64, 128, 256 or 512
   int32_t row_shift;         // log2(row_bytes / 16) where rows are moved apart, 31 elsewhere
-  // Read by the ragged kernels only.
-  int32_t capacity;  // values of a page; of uniform ones page_tokens * keep
-  // What the values that a tile has in one page can take in shared memory, wherever in 16 bytes they start:
-  // 2 * n + 14 rounded up to 16, where with r = min(page_tokens, 32) n is r * keep for uniform pages and
-  // min(r * dim, capacity) for ragged ones.
+  int32_t capacity;          // values of a page; of uniform ones page_tokens * keep
+  // Read by the ragged kernels only: what the values that a tile has in one page can take in shared memory,
+  // wherever in 16 bytes they start: 2 * n + 14 rounded up to 16, where with r = min(page_tokens, 32) n is r
+  // * keep for uniform pages and min(r * dim, capacity) for ragged ones.
   int32_t run_bytes;
 };
 
