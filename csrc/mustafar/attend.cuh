@@ -323,17 +323,11 @@ __device__ __noinline__ void attend_dense_item(const AttendParams& p, const View
     if (part.begin >= part.end) {
       continue;
     }
-    const int64_t row = dense.rows == nullptr ? item.batch : dense.rows[item.batch];
-    const DenseSide keys =
-        DenseSide::of<T>(dense.k, row * dense.k_row_stride + item.head * dense.k_head_stride,
-                         dense.k_token_stride, dense.k_dtype);
-    const DenseSide values =
-        DenseSide::of<T>(dense.v, row * dense.v_row_stride + item.head * dense.v_head_stride,
-                         dense.v_token_stride, dense.v_dtype);
-    if (keys.wide && values.wide) {
-      w.template attend_dense<true>(keys, values, part, item.position[i]);
+    const DenseSides sides = DenseSides::of<T>(dense, item.batch, item.head);
+    if (sides.keys.wide && sides.values.wide) {
+      w.template attend_dense<true>(sides.keys, sides.values, part, item.position[i]);
     } else {
-      w.template attend_dense<false>(keys, values, part, item.position[i]);
+      w.template attend_dense<false>(sides.keys, sides.values, part, item.position[i]);
     }
   }
   w.store(merged + w.warp * kRows * (D + 2));

@@ -2,6 +2,7 @@
 // takes the same channels as in pages.cuh.
 #pragma once
 
+#include "mustafar/attend_params.h"
 #include "mustafar/dtype.cuh"
 #include "mustafar/expand.cuh"
 
@@ -63,6 +64,21 @@ struct DenseSide {
       const float even = load_as_float(base, at + 2 * i, dtype);
       pairs[kPairs - 1] = T::pack(even, load_as_float(base, at + 2 * i + 1, dtype));
     }
+  }
+};
+
+// Sinks or window of one sequence and KV head.
+struct DenseSides {
+  DenseSide keys;
+  DenseSide values;
+
+  template <typename T>
+  static __device__ __forceinline__ DenseSides of(const DenseParams& dense, int batch, int head) {
+    const int64_t row = dense.rows == nullptr ? batch : dense.rows[batch];
+    return {DenseSide::of<T>(dense.k, row * dense.k_row_stride + head * dense.k_head_stride,
+                             dense.k_token_stride, dense.k_dtype),
+            DenseSide::of<T>(dense.v, row * dense.v_row_stride + head * dense.v_head_stride,
+                             dense.v_token_stride, dense.v_dtype)};
   }
 };
 

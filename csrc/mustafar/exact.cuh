@@ -122,18 +122,12 @@ struct ExactRow {
   }
 
   __device__ __forceinline__ void add_dense(const DenseParams& dense, const Item& item, Range part) {
-    const int64_t row = dense.rows == nullptr ? item.batch : dense.rows[item.batch];
-    const DenseSide keys =
-        DenseSide::of<T>(dense.k, row * dense.k_row_stride + item.head * dense.k_head_stride,
-                         dense.k_token_stride, dense.k_dtype);
-    const DenseSide values =
-        DenseSide::of<T>(dense.v, row * dense.v_row_stride + item.head * dense.v_head_stride,
-                         dense.v_token_stride, dense.v_dtype);
+    const DenseSides sides = DenseSides::of<T>(dense, item.batch, item.head);
 #pragma unroll 1
     for (int token = part.begin; token < part.end; ++token) {
       LaneRow<D> k, v;
-      load_dense_row<D>(keys, token, lane, k);
-      load_dense_row<D>(values, token, lane, v);
+      load_dense_row<D>(sides.keys, token, lane, k);
+      load_dense_row<D>(sides.values, token, lane, v);
       add(k, v, 0.0f);
     }
   }
