@@ -7,31 +7,12 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use indicatif::ProgressBar;
 use mustafar::{Context, DType, Stream, ValueType};
-use workload::Workload;
+use workload::{Size, Workload};
 
 #[path = "../ffi-examples/rust/speed/memory.rs"]
 mod memory;
 #[path = "../ffi-examples/rust/speed/workload.rs"]
 mod workload;
-
-/// The shape of a [`Workload`].
-struct Options {
-    batch: usize,
-    q_heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    tokens: usize,
-    keep_k: usize,
-    keep_v: usize,
-    dtype: DType,
-    values: ValueType,
-}
-
-impl Options {
-    fn value_type(&self) -> ValueType {
-        self.values
-    }
-}
 
 /// What the example shows while a workload is made; here criterion reports.
 fn begin(_: &ProgressBar, _: u64) {}
@@ -44,7 +25,7 @@ fn attend(criterion: &mut Criterion) {
         let types = if head_dim == 128 { &ValueType::all()[..] } else { &[ValueType::F16] };
         for (sparsity, values) in [0.5, 0.7].into_iter().flat_map(|s| types.iter().map(move |v| (s, *v))) {
             let keep = mustafar::keep_for_sparsity(head_dim, sparsity).unwrap();
-            let options = Options {
+            let size = Size {
                 batch: 1,
                 q_heads: 8,
                 kv_heads: 2,
@@ -55,8 +36,7 @@ fn attend(criterion: &mut Criterion) {
                 dtype: if values == ValueType::Bf16 { DType::Bf16 } else { DType::F16 },
                 values,
             };
-            let mut workload =
-                Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
+            let mut workload = Workload::new(&context, Stream::NONE, &size, &ProgressBar::hidden()).unwrap();
             group.throughput(Throughput::Bytes(workload.compressed_bytes() as u64));
             group.bench_function(BenchmarkId::new(format!("compressed/{values}/D{head_dim}"), keep), |b| {
                 b.iter(|| workload.attend_compressed().unwrap());
@@ -74,7 +54,7 @@ fn attend(criterion: &mut Criterion) {
 
 fn append(criterion: &mut Criterion) {
     let context = Context::cpu(1).unwrap();
-    let options = Options {
+    let size = Size {
         batch: 16,
         q_heads: 32,
         kv_heads: 8,
@@ -85,7 +65,7 @@ fn append(criterion: &mut Criterion) {
         dtype: DType::F16,
         values: ValueType::F16,
     };
-    let mut workload = Workload::new(&context, Stream::NONE, &options, &ProgressBar::hidden()).unwrap();
+    let mut workload = Workload::new(&context, Stream::NONE, &size, &ProgressBar::hidden()).unwrap();
     criterion.bench_function("append/16 sequences x 8 heads", |b| {
         b.iter(|| workload.append_last().unwrap());
     });

@@ -9,7 +9,7 @@ use gpu::Gpu;
 use indicatif::ProgressBar;
 use mustafar::{Context, DType, Error, ValueType};
 use std::time::Duration;
-use workload::Workload;
+use workload::{Size, Workload};
 
 #[path = "../ffi-examples/rust/speed/gpu.rs"]
 #[allow(dead_code)]
@@ -18,25 +18,6 @@ mod gpu;
 mod memory;
 #[path = "../ffi-examples/rust/speed/workload.rs"]
 mod workload;
-
-/// The shape of a [`Workload`].
-struct Options {
-    batch: usize,
-    q_heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    tokens: usize,
-    keep_k: usize,
-    keep_v: usize,
-    dtype: DType,
-    values: ValueType,
-}
-
-impl Options {
-    fn value_type(&self) -> ValueType {
-        self.values
-    }
-}
 
 /// What the example shows while a workload is made; here criterion reports.
 fn begin(_: &ProgressBar, _: u64) {}
@@ -57,7 +38,7 @@ fn cuda(criterion: &mut Criterion) {
     group.sample_size(20).measurement_time(Duration::from_secs(1));
     for dtype in [DType::F16, DType::Bf16] {
         for keep in [39, 64] {
-            let options = Options {
+            let size = Size {
                 batch: 8,
                 q_heads: 32,
                 kv_heads: 8,
@@ -68,8 +49,7 @@ fn cuda(criterion: &mut Criterion) {
                 dtype,
                 values: if dtype == DType::Bf16 { ValueType::Bf16 } else { ValueType::F16 },
             };
-            let mut workload =
-                Workload::new(&context, gpu.stream(), &options, &ProgressBar::hidden()).unwrap();
+            let mut workload = Workload::new(&context, gpu.stream(), &size, &ProgressBar::hidden()).unwrap();
             group.throughput(Throughput::Bytes(workload.compressed_bytes() as u64));
             group.bench_function(BenchmarkId::new(format!("attend/{dtype}"), keep), |b| {
                 b.iter_custom(|n| measure(&gpu, n, || workload.attend_compressed()));

@@ -25,7 +25,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use meter::Meter;
 use mustafar::{DType, Error, ValueType};
 use std::process::ExitCode;
-use workload::Workload;
+use workload::{Size, Workload};
 
 /// Measures decode attention over a compressed KV cache against this library's attention over dense tokens
 ///
@@ -95,6 +95,11 @@ impl Options {
     fn value_type(&self) -> ValueType {
         let of_dtype = if self.dtype == DType::Bf16 { ValueType::Bf16 } else { ValueType::F16 };
         self.values.unwrap_or(of_dtype)
+    }
+
+    fn size(&self) -> Size {
+        let &Self { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, .. } = self;
+        Size { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, values: self.value_type() }
     }
 }
 
@@ -185,7 +190,7 @@ fn measure(options: &Options) -> Result<Results, Error> {
         ProgressStyle::with_template("{msg:28} {bar:40} {pos}/{len} {elapsed}")
             .expect("the template names fields that exist"),
     );
-    let mut workload = Workload::new(&context, meter.stream(), options, &bar)?;
+    let mut workload = Workload::new(&context, meter.stream(), &options.size(), &bar)?;
     bar.set_message("memory copy");
     let copy_gbps = meter.copy_bandwidth()?;
 

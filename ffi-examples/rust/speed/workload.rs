@@ -1,19 +1,36 @@
 //! The same random tokens compressed and dense, and one decode step over either.
 
+use super::begin;
 use super::memory::Buffer;
-use super::{Options, begin};
 use half::{bf16, f16};
 use indicatif::ProgressBar;
 use mustafar::ops::{self, Append, AppendSide, Attend, Compressed, Dense};
 use mustafar::{
     Context, DType, Error, PageFormat, PagePool, PagePoolMut, PoolLayout, Sequences, Shape, Stream, Tensor,
-    TensorMut,
+    TensorMut, ValueType,
 };
 
 /// Tokens per page: the default of the library's cache.
 const PAGE_TOKENS: usize = 64;
 /// Tokens that one append call takes while the pages are filled.
 const APPEND_TOKENS: usize = 1024;
+
+/// How much there is of what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) batch: usize,
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Of each sequence.
+    pub(crate) tokens: usize,
+    pub(crate) keep_k: usize,
+    pub(crate) keep_v: usize,
+    /// Of K, V and queries.
+    pub(crate) dtype: DType,
+    /// What pages store.
+    pub(crate) values: ValueType,
+}
 
 /// K first, then V, wherever there are two.
 pub(crate) struct Workload {
@@ -40,17 +57,17 @@ impl Workload {
     pub(crate) fn new(
         context: &Context,
         stream: Stream,
-        options: &Options,
+        size: &Size,
         bar: &ProgressBar,
     ) -> Result<Self, Error> {
-        let &Options { batch, q_heads, kv_heads, head_dim, tokens, dtype, .. } = options;
+        let &Size { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, values } = size;
         let sequence_pages = tokens.div_ceil(PAGE_TOKENS);
         let num_pages = batch * sequence_pages;
         let layout = |keep| {
-            let format = PageFormat::uniform(options.value_type(), head_dim, PAGE_TOKENS, keep)?;
+            let format = PageFormat::uniform(values, head_dim, PAGE_TOKENS, keep)?;
             PoolLayout::contiguous(format, num_pages, kv_heads)
         };
-        let layouts = [layout(options.keep_k)?, layout(options.keep_v)?];
+        let layouts = [layout(keep_k)?, layout(keep_v)?];
         let pool = |layout: &PoolLayout| Buffer::zeroed(context, layout.extent("pages")?);
         // Heads outside tokens, so that each head streams its tokens one after the other.
         let dense_shape = Shape::heads_first(batch, kv_heads, tokens, head_dim)?;
