@@ -21,7 +21,7 @@ mod recipe;
 mod strategies;
 
 use clap::{Args, Parser, Subcommand};
-use common::{ModelOptions, PolicyOptions, bar, sparsity};
+use common::{ModelOptions, PolicyOptions, bar, exit_code, sparsity};
 use llama::error::{Error, Result};
 use llama::evaluate::perplexity;
 use std::path::PathBuf;
@@ -71,18 +71,11 @@ struct Perplexity {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().what {
+    exit_code(match Cli::parse().what {
         What::Perplexity(args) => run(&args),
         What::Strategies(args) => strategies::run(&args),
         What::Passkey(args) => passkey::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 fn run(args: &Perplexity) -> Result<()> {

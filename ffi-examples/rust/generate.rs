@@ -9,7 +9,7 @@ mod llama;
 mod common;
 
 use clap::Parser;
-use common::{ModelOptions, PolicyOptions, bar, sparsity};
+use common::{ModelOptions, PolicyOptions, bar, exit_code, sparsity};
 use llama::error::{Error, Result};
 use llama::model::{Meter, Model};
 use llama::sample::{Sampler, argmax};
@@ -64,13 +64,7 @@ struct Run {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Cli::parse()))
 }
 
 fn run(args: &Cli) -> Result<()> {

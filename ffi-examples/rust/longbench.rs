@@ -11,7 +11,7 @@ mod common;
 mod longbench;
 
 use clap::{Args, Parser, Subcommand};
-use common::{ModelOptions, PolicyOptions, bar, sparsity};
+use common::{ModelOptions, PolicyOptions, bar, exit_code, sparsity};
 use llama::error::{Error, Result};
 use longbench::predict::{Event, Run, default_max_length};
 use longbench::{score, tasks};
@@ -73,17 +73,10 @@ struct Score {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().what {
+    exit_code(match Cli::parse().what {
         What::Predict(args) => predict(&args),
         What::Score(args) => score(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 fn predict(args: &Predict) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::common::device::DeviceCopy;
 use crate::common::{Rng, Tolerance, assert_close};
+use crate::support::{F16, F32, init, ok, tensor, tensor_mut, uniform};
 use mustafar::DType;
 use mustafar::capi::cache::attend::{mustafar_cache_attend, mustafar_cache_attend_args};
 use mustafar::capi::cache::config::mustafar_cache_config;
@@ -15,35 +16,11 @@ use mustafar::capi::cache::{mustafar_cache, mustafar_cache_create, mustafar_cach
 use mustafar::capi::context::{
     mustafar_context, mustafar_context_config, mustafar_context_create, mustafar_context_destroy,
 };
-use mustafar::capi::error::mustafar_last_error_message;
-use mustafar::capi::format::mustafar_format;
-use mustafar::capi::status::mustafar_status;
-use mustafar::capi::structs::Extensible;
-use mustafar::capi::tensor::{mustafar_tensor, mustafar_tensor_mut};
-use std::ffi::CStr;
 use std::ptr;
 
 const D: usize = 128;
 const KV: usize = 2;
 const Q: usize = 8;
-const F16: u32 = 1;
-const F32: u32 = 3;
-
-fn init<T: Extensible>() -> T {
-    // SAFETY: `Extensible` structures have all-zero as a value and begin with a `usize`.
-    unsafe {
-        let mut value: T = std::mem::zeroed();
-        ptr::from_mut(&mut value).cast::<usize>().write(size_of::<T>());
-        value
-    }
-}
-
-#[track_caller]
-fn ok(status: mustafar_status) {
-    // SAFETY: never null, and read before anything else can fail on this thread.
-    let message = unsafe { CStr::from_ptr(mustafar_last_error_message()) };
-    assert_eq!(status, mustafar_status::Success, "{message:?}");
-}
 
 /// A cache of one layer, R = 16, groups of 64, 4 sinks, and where its tensors lie.
 struct Decode {
@@ -54,8 +31,7 @@ struct Decode {
 
 impl Decode {
     fn new(backend: u32) -> Self {
-        let format =
-            mustafar_format { value_type: F16, head_dim: D as u32, page_tokens: 64, keep: 50, ..init() };
+        let format = uniform(D as u32, 64, 50);
         let config = mustafar_cache_config {
             k: &format,
             v: &format,
@@ -101,15 +77,7 @@ impl Decode {
 
     fn append(&self, sequence: u64, k: &[u8], v: &[u8]) {
         let tokens = (k.len() / (2 * KV * D)) as i64;
-        let tensor = |data: u64| mustafar_tensor {
-            data: data as *const _,
-            dtype: F16,
-            batch: 1,
-            tokens,
-            heads: KV as i64,
-            dim: D as i64,
-            ..init()
-        };
+        let tensor = |data: u64| tensor(data as *const _, F16, [1, tokens, KV as i64, D as i64]);
         self.placed(k, |k| {
             self.placed(v, |v| {
                 let (k, v) = (tensor(k), tensor(v));
@@ -132,24 +100,8 @@ impl Decode {
         let mut out = Vec::new();
         self.placed(q, |q| {
             out = self.placed(&poison, |out| {
-                let q = mustafar_tensor {
-                    data: q as *const _,
-                    dtype: F16,
-                    batch: 1,
-                    tokens: n,
-                    heads: Q as i64,
-                    dim: D as i64,
-                    ..init()
-                };
-                let out = mustafar_tensor_mut {
-                    data: out as *mut _,
-                    dtype: F32,
-                    batch: 1,
-                    tokens: n,
-                    heads: Q as i64,
-                    dim: D as i64,
-                    ..init()
-                };
+                let sizes = [1, n, Q as i64, D as i64];
+                let (q, out) = (tensor(q as *const _, F16, sizes), tensor_mut(out as *mut _, F32, sizes));
                 let args = mustafar_cache_attend_args {
                     sequences: sequences.as_ptr(),
                     num_sequences: n,

@@ -12,6 +12,9 @@ mod large;
 mod refusals;
 mod step;
 mod streams;
+#[path = "../capi/support.rs"]
+#[allow(dead_code)]
+mod support;
 
 use mustafar::Context;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -32,6 +32,11 @@ fn predict(
     Ok((before, asked, damaged))
 }
 
+/// With nothing pruned, for what does not depend on the cache.
+fn dense_run<'a>(data: &'a Path, out: &'a Path, tasks: &'a [&'static Task], max_length: usize) -> Run<'a> {
+    Run { data, out, name: "m", tasks, e: false, max_length, policy: Policy::at(0.0) }
+}
+
 /// Two items for each task.
 fn write_data(folder: &Path, tasks: &[&Task], suffix: &str, answers: impl Fn(&str, usize) -> String) {
     for task in tasks {
@@ -111,8 +116,7 @@ fn longbench_e_has_its_own_files_and_buckets() {
     let tasks = select(&["trec".to_string()], true).unwrap();
     write_data(&root, &tasks, "_e", answer);
     let (e, out) = (true, root.join("pred_e"));
-    let run =
-        Run { data: &root, out: &out, name: "m", tasks: &tasks, e, max_length: 90, policy: Policy::at(0.0) };
+    let run = Run { e, ..dense_run(&root, &out, &tasks, 90) };
     predict(&run, &indifferent(), &tokenizer(None)).unwrap();
     let scores = serde_json::json!({ "trec": { "0-4k": 0.0, "4-8k": 0.0, "8k+": null } });
     assert_eq!(serde_json::Value::Object(score_folder(&run.folder(), true).unwrap()), scores);
@@ -160,15 +164,7 @@ fn damaged_lines_are_named_and_left_out() {
     let good = fs::read_to_string(&data).unwrap();
     let again = good.lines().next().unwrap();
     fs::write(&data, format!("{{\"input\": 3}}\n{good}\n{again}\n\u{7}\n{{\"input\": \"\"}}\n")).unwrap();
-    let run = Run {
-        data: &root,
-        out: &out,
-        name: "m",
-        tasks: &tasks,
-        e: false,
-        max_length: 50,
-        policy: Policy::at(0.0),
-    };
+    let run = dense_run(&root, &out, &tasks, 50);
     let (_, asked, damaged) = predict(&run, &indifferent(), &tokenizer(None)).unwrap();
     assert_eq!(asked.len(), 2, "the good lines are answered");
     let file = data.display().to_string();
@@ -192,15 +188,7 @@ fn summaries_of_dialogues_end_with_their_line() {
     let tasks = select(&names, false).unwrap();
     write_data(&root, &tasks, "", answer);
     let out = root.join("pred");
-    let run = Run {
-        data: &root,
-        out: &out,
-        name: "m",
-        tasks: &tasks,
-        e: false,
-        max_length: 50,
-        policy: Policy::at(0.0),
-    };
+    let run = dense_run(&root, &out, &tasks, 50);
     predict(&run, &indifferent(), &tokenizer(None)).unwrap();
     // The first token, a line break, may not come first in samsum, and ends it afterwards.
     assert_eq!(predictions(&run.folder(), "samsum")[0].pred, "!\n");
@@ -211,15 +199,7 @@ fn summaries_of_dialogues_end_with_their_line() {
 fn prompts_beyond_the_context_are_refused() {
     let root = directory("context");
     let (tasks, out) = one_task(&root, "hotpotqa");
-    let mut run = Run {
-        data: &root,
-        out: &out,
-        name: "m",
-        tasks: &tasks,
-        e: false,
-        max_length: 2017,
-        policy: Policy::at(0.0),
-    };
+    let mut run = dense_run(&root, &out, &tasks, 2017);
     let refused = |run: &Run<'_>, template| predict(run, &indifferent(), &tokenizer(template)).unwrap_err();
     let message = "--max-length 2017 and answers of 32 tokens exceed the model's context of 2048";
     assert_eq!(refused(&run, None), message);

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use mustafar::{CenterMode, Side, Strategy, ValueType, keep_for_sparsity};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Which model, and with what it runs.
 #[derive(Debug, Args)]
@@ -100,6 +101,17 @@ pub(crate) fn sparsity(text: &str) -> std::result::Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     keep_for_sparsity(64, value).map_err(|e| e.to_string())?;
     Ok(value)
+}
+
+/// How a program ends: an error goes to stderr.
+pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A bar on stderr; draws nothing where stderr is no terminal.
