@@ -67,19 +67,19 @@ fn parts(model: &Model) -> Vec<Part> {
         all.push(Part { gguf: format!("{gguf}.weight"), hf: format!("{hf}.weight"), rows, cols, data });
     };
     add("token_embd".into(), "model.embed_tokens".into(), c.vocab, c.hidden, &w.embedding.data);
-    add("output_norm".into(), "model.norm".into(), 0, c.hidden, &w.final_norm);
+    add("output_norm".into(), "model.norm".into(), 0, c.hidden, &w.final_norm.data);
     add("output".into(), "lm_head".into(), c.vocab, c.hidden, &w.output().data);
     for (i, l) in w.layers.iter().enumerate() {
         let (q, kv, up) = (c.q_width() * c.hidden, c.kv_width() * c.hidden, c.ffn * c.hidden);
         let mut of = |gguf: &str, hf: &str, rows, cols, data: &[f32]| {
             add(format!("blk.{i}.{gguf}"), format!("model.layers.{i}.{hf}"), rows, cols, data);
         };
-        of("attn_norm", "input_layernorm", 0, c.hidden, &l.attention_norm);
+        of("attn_norm", "input_layernorm", 0, c.hidden, &l.attention_norm.data);
         of("attn_q", "self_attn.q_proj", c.q_width(), c.hidden, &l.qkv.data[..q]);
         of("attn_k", "self_attn.k_proj", c.kv_width(), c.hidden, &l.qkv.data[q..q + kv]);
         of("attn_v", "self_attn.v_proj", c.kv_width(), c.hidden, &l.qkv.data[q + kv..]);
         of("attn_output", "self_attn.o_proj", c.hidden, c.q_width(), &l.attention_out.data);
-        of("ffn_norm", "post_attention_layernorm", 0, c.hidden, &l.ffn_norm);
+        of("ffn_norm", "post_attention_layernorm", 0, c.hidden, &l.ffn_norm.data);
         of("ffn_gate", "mlp.gate_proj", c.ffn, c.hidden, &l.gate_up.data[..up]);
         of("ffn_up", "mlp.up_proj", c.ffn, c.hidden, &l.gate_up.data[up..]);
         of("ffn_down", "mlp.down_proj", c.hidden, c.ffn, &l.down.data);
@@ -391,7 +391,7 @@ fn named_shapes_are_the_published_ones() {
     let unknown = named("llama-4").unwrap_err().to_string();
     assert_eq!(
         unknown,
-        "model shape is \"llama-4\"; allowed: llama-2-7b, llama-3-8b, mistral-7b-instruct-v0.2"
+        "model shape is \"llama-4\"; allowed: llama-2-7b, llama-3-8b, mistral-7b-instruct-v0.2, tiny"
     );
 }
 

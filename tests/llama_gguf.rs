@@ -61,13 +61,13 @@ fn tensors(model: &Model) -> Vec<Entry> {
     let f = |name: &str, dims: &[usize], data: &[f32]| tensor(name, dims, 0, f32s(data));
     vec![
         f("token_embd.weight", &[64, 40], &w.embedding.data),
-        f("output_norm.weight", &[64], &w.final_norm),
-        f("blk.0.attn_norm.weight", &[64], &l.attention_norm),
+        f("output_norm.weight", &[64], &w.final_norm.data),
+        f("blk.0.attn_norm.weight", &[64], &l.attention_norm.data),
         f("blk.0.attn_q.weight", &[64, 64], &l.qkv.data[..q]),
         f("blk.0.attn_k.weight", &[64, 32], &l.qkv.data[q..q + kv]),
         f("blk.0.attn_v.weight", &[64, 32], &l.qkv.data[q + kv..]),
         f("blk.0.attn_output.weight", &[64, 64], &l.attention_out.data),
-        f("blk.0.ffn_norm.weight", &[64], &l.ffn_norm),
+        f("blk.0.ffn_norm.weight", &[64], &l.ffn_norm.data),
         f("blk.0.ffn_gate.weight", &[64, 96], &l.gate_up.data[..up]),
         f("blk.0.ffn_up.weight", &[64, 96], &l.gate_up.data[up..]),
         f("blk.0.ffn_down.weight", &[96, 64], &l.down.data),

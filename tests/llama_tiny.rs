@@ -75,7 +75,7 @@ fn naive(model: &Model, tokens: &[u32]) -> Vec<Vec<f64>> {
     for (position, &token) in tokens.iter().enumerate() {
         let mut x: Vec<f64> = w.embedding.row(token as usize).iter().map(|v| f64::from(*v)).collect();
         for (layer, seen) in w.layers.iter().zip(&mut cache) {
-            let qkv = times(&layer.qkv, &norm(&x, &layer.attention_norm, eps));
+            let qkv = times(&layer.qkv, &norm(&x, &layer.attention_norm.data, eps));
             let heads: Vec<&[f64]> = qkv.chunks(c.head_dim).collect();
             let (q, kv) = heads.split_at(c.heads);
             let (k, v) = kv.split_at(c.kv_heads);
@@ -95,13 +95,13 @@ fn naive(model: &Model, tokens: &[u32]) -> Vec<Vec<f64>> {
             }
             let delta = times(&layer.attention_out, &attended);
             x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
-            let gate_up = times(&layer.gate_up, &norm(&x, &layer.ffn_norm, eps));
+            let gate_up = times(&layer.gate_up, &norm(&x, &layer.ffn_norm.data, eps));
             let (gate, up) = gate_up.split_at(c.ffn);
             let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             let delta = times(&layer.down, &inner);
             x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
         }
-        logits.push(times(w.output(), &norm(&x, &w.final_norm, eps)));
+        logits.push(times(w.output(), &norm(&x, &w.final_norm.data, eps)));
     }
     logits
 }

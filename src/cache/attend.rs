@@ -1,11 +1,11 @@
 //! Attention over a batch of sequences of one layer.
 
-use super::buffer::{Buffer, Staging};
+use super::buffer::{Buffer, Kept, Staging};
 use super::config::{CacheConfig, CenterMode};
 use super::copy::{Place, copy_tokens};
 use super::dense::DenseTokens;
 use super::geometry::Segment;
-use super::sequences::Scoring;
+use super::sequences::{Scoring, Sequence};
 use super::{Cache, CacheAttend, SequenceId};
 use crate::backend::{Backend, Context, Stream};
 use crate::dtype::DType;
@@ -33,18 +33,20 @@ fn split_tokens(context: &Context) -> Option<usize> {
 pub(super) struct Scratch {
     /// Slots of an append.
     pub(super) slots: Vec<i64>,
-    /// Page numbers `[batch, table_stride]`.
-    table: Vec<i32>,
-    table_stride: usize,
-    /// Row of each sequence in the dense tensors.
-    rows: Vec<i32>,
-    /// Sinks, compressed tokens and window of each sequence.
-    sinks: Vec<i32>,
-    compressed: Vec<i32>,
-    window: Vec<i32>,
+    batch: Batch,
 }
 
-/// The arrays of [`Scratch`] where the ops read them.
+/// What attention reads of a batch. In a decode step it is the same for every layer.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Four numbers of each sequence in turn, `[4][batch]`: row in the dense tensors; sinks, compressed tokens and window.
+    /// Then page numbers `[batch, table_stride]`.
+    arrays: Vec<i32>,
+    sequences: usize,
+    table_stride: usize,
+}
+
+/// The arrays of [`Batch`] where the ops read them.
 struct Arrays<'a> {
     table: Mem<'a>,
     table_stride: usize,
@@ -54,16 +56,38 @@ struct Arrays<'a> {
     window: Mem<'a>,
 }
 
-impl Scratch {
+impl Batch {
+    fn part(&self, i: usize) -> &[i32] {
+        &self.arrays[i * self.sequences..][..self.sequences]
+    }
+
+    fn rows(&self) -> &[i32] {
+        self.part(0)
+    }
+
+    fn longest(&self) -> usize {
+        self.part(2).iter().max().map_or(0, |&n| n as usize)
+    }
+
     fn send(&self, staging: &mut Staging, stream: Stream) -> Result<Arrays<'_>> {
+        let all = staging.send_kept(stream, Kept::Batch, &self.arrays)?;
+        let part = |i: usize| all.skip("sequences", i * self.sequences * size_of::<i32>());
         Ok(Arrays {
-            table: staging.send(stream, &self.table)?,
+            rows: part(0)?,
+            sinks: part(1)?,
+            compressed: part(2)?,
+            window: part(3)?,
+            table: part(4)?,
             table_stride: self.table_stride,
-            rows: staging.send(stream, &self.rows)?,
-            sinks: staging.send(stream, &self.sinks)?,
-            compressed: staging.send(stream, &self.compressed)?,
-            window: staging.send(stream, &self.window)?,
         })
+    }
+}
+
+impl Arrays<'_> {
+    /// Without contents, for what depends on sizes only.
+    fn absent(table_stride: usize) -> Self {
+        let none = Mem::host::<i32>(&[]);
+        Self { table: none, table_stride, rows: none, sinks: none, compressed: none, window: none }
     }
 }
 
@@ -140,8 +164,8 @@ impl Cache {
             None => None,
         };
         let mut query = Query { q, scale, softcap, sliding_window, out, lse };
-        let max_len = scratch.compressed.iter().max().map_or(0, |&n| n as usize);
-        let arrays = scratch.send(&mut self.staging, stream)?;
+        let max_len = scratch.batch.longest();
+        let arrays = scratch.batch.send(&mut self.staging, stream)?;
         for segment in geometry.segments(layer) {
             let of_heads = query.heads(&segment.q_heads(config.q_heads / config.kv_heads))?;
             let args = memory.attend(layer, &segment, sequences.len(), max_len, &arrays, of_heads)?;
@@ -174,8 +198,7 @@ impl Cache {
         let Self { context, config, geometry, pool, windows, sinks, .. } = self;
         let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
         let memory = Memory { config, pool, windows, sinks, centers, split_tokens };
-        let scratch = Scratch { table_stride: geometry.num_pages, ..Scratch::default() };
-        let arrays = scratch.send(&mut Staging::Host, Stream::NONE)?;
+        let arrays = Arrays::absent(geometry.num_pages);
         let tokens = geometry.num_pages * config.k.page_tokens();
         let needed = |batch: usize, layer: usize, segment: &Segment| {
             let q_heads = segment.q_heads(config.q_heads / config.kv_heads).len();
@@ -203,23 +226,22 @@ impl Cache {
     /// Fills the scratch arrays for a batch.
     fn gather(&mut self, layer: usize, sequences: &[SequenceId]) -> Result<()> {
         let Self { config, scratch, sequences: table, .. } = self;
+        let Batch { arrays, sequences: count, table_stride } = &mut scratch.batch;
         let page_tokens = config.k.page_tokens();
         let live = sequences.iter().map(|&id| table.get("sequences", id)).collect::<Result<Vec<_>>>()?;
-        let pages = |s: &super::sequences::Sequence| s.layers[layer].compressed.div_ceil(page_tokens);
-        scratch.table_stride = live.iter().map(|s| pages(s)).max().unwrap_or(0);
-        scratch.table.clear();
-        for list in [&mut scratch.rows, &mut scratch.sinks, &mut scratch.compressed, &mut scratch.window] {
-            list.clear();
-        }
-        for (b, sequence) in live.into_iter().enumerate() {
-            let progress = sequence.layers[layer];
-            scratch.table.extend(sequence.pages[..pages(sequence)].iter().map(|&page| page as i32));
+        let pages = |s: &Sequence| s.layers[layer].compressed.div_ceil(page_tokens);
+        *count = live.len();
+        *table_stride = live.iter().map(|s| pages(s)).max().unwrap_or(0);
+        arrays.clear();
+        arrays.extend(live.iter().map(|s| s.row as i32));
+        arrays.extend(live.iter().map(|s| s.layers[layer].sinks(config) as i32));
+        arrays.extend(live.iter().map(|s| s.layers[layer].compressed as i32));
+        arrays.extend(live.iter().map(|s| s.layers[layer].window(config) as i32));
+        for sequence in live {
+            let used = &sequence.pages[..pages(sequence)];
+            arrays.extend(used.iter().map(|&page| page as i32));
             // The rest of a row is never read.
-            scratch.table.resize((b + 1) * scratch.table_stride, -1);
-            scratch.rows.push(sequence.row as i32);
-            scratch.sinks.push(progress.sinks(config) as i32);
-            scratch.compressed.push(progress.compressed as i32);
-            scratch.window.push(progress.window(config) as i32);
+            arrays.resize(arrays.len() + *table_stride - used.len(), -1);
         }
         Ok(())
     }
@@ -229,7 +251,7 @@ impl Cache {
         if self.config.center == CenterMode::None {
             return Ok(());
         }
-        let (config, rows) = (&self.config, &self.scratch.rows);
+        let (config, rows) = (&self.config, self.scratch.batch.rows());
         // float32 centres, as the 16-bit halves that tokens are copied in.
         let shape = |rows, heads| Shape::contiguous(rows, 1, heads, 2 * config.k.head_dim());
         let from = shape(config.layers * config.max_sequences, config.kv_heads)?;

@@ -1,6 +1,7 @@
 //! The memory a cache owns, and the way of its small arrays to the ops: the one place that knows where things lie.
 
 use crate::backend::{Context, Run, Stream};
+pub(super) use crate::cuda::Kept;
 use crate::cuda::{DeviceBuffer, Uploads};
 use crate::error::Result;
 use crate::mem::{Element, HostBuffer, Mem, MemMut};
@@ -81,14 +82,14 @@ impl Buffer {
 pub(super) enum Staging {
     /// They read them where they are.
     Host,
-    Device(Uploads),
+    Device(Box<Uploads>),
 }
 
 impl Staging {
     pub(super) fn new(context: &Context) -> Self {
         match context.run() {
             Run::Cpu(_) => Self::Host,
-            Run::Cuda(device) => Self::Device(Uploads::new(device)),
+            Run::Cuda(device) => Self::Device(Box::new(Uploads::new(device))),
         }
     }
 
@@ -97,6 +98,19 @@ impl Staging {
         match self {
             Self::Host => Ok(Mem::host(values)),
             Self::Device(uploads) => uploads.send(stream, values),
+        }
+    }
+
+    /// As [`Staging::send`], for an array that hardly changes from call to call.
+    pub(super) fn send_kept<'a, T: Element>(
+        &mut self,
+        stream: Stream,
+        kept: Kept,
+        values: &'a [T],
+    ) -> Result<Mem<'a>> {
+        match self {
+            Self::Host => Ok(Mem::host(values)),
+            Self::Device(uploads) => uploads.send_kept(stream, kept, values),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Copying runs of tokens between tensors.
 
-use super::buffer::Staging;
+use super::buffer::{Kept, Staging};
 use crate::backend::{Context, Run, Stream};
 use crate::cuda;
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub(super) fn copy_tokens(
         Run::Cpu(_) => sides.iter_mut().try_for_each(|(from, to)| copy_on_host(from, to, places)),
         Run::Cuda(device) => {
             let flat = cuda::flat_places(places);
-            let on_device = staging.send(stream, &flat)?;
+            let on_device = staging.send_kept(stream, Kept::Places, &flat)?;
             cuda::copy_tokens(device, stream, sides, places, &on_device)
         }
     }

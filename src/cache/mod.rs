@@ -15,7 +15,7 @@
 //!
 //! On CUDA all of it is device memory, and so is what callers pass. `append` and `attend` are submitted to the stream and do
 //! not wait for it (but for a workspace that has to grow); their small arrays go through a ring of page-locked memory, which
-//! waits only for calls long ago. Calls of one cache must be ordered: one stream, or streams that wait for each other.
+//! waits only for calls long ago; what the layers of a step have in common is sent once. Calls of one cache must be ordered: one stream, or streams that wait for each other.
 //! `fork`, `save` and `restore` wait for the whole device. No call may be captured in a graph: what an engine wants to
 //! capture are the ops.
 //!

@@ -156,6 +156,27 @@ pub(crate) struct Uploads {
     calls: VecDeque<(usize, sys::CUevent)>,
     /// Events not in use.
     events: Vec<sys::CUevent>,
+    kept: [KeptArray; Kept::COUNT],
+}
+
+/// Arrays that hardly change from call to call, which stay on the device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kept {
+    /// What attention reads: lengths, rows and pages of a batch.
+    Batch,
+    /// Where tokens are copied from and to.
+    Places,
+}
+
+impl Kept {
+    const COUNT: usize = 2;
+}
+
+#[derive(Debug, Default)]
+struct KeptArray {
+    buffer: Option<DeviceBuffer>,
+    /// What it holds after everything that has been submitted.
+    contents: Vec<u8>,
 }
 
 // SAFETY: the memory and the events belong to this value alone, and the driver takes handles on every thread.
@@ -174,30 +195,79 @@ impl Uploads {
             open: 0,
             calls: VecDeque::new(),
             events: Vec::new(),
+            kept: Default::default(),
         }
     }
 
     /// A device copy of `values` for the calls up to the next [`Uploads::finish`].
     pub(crate) fn send<T: Element>(&mut self, stream: Stream, values: &[T]) -> Result<Mem<'static>> {
-        let bytes = size_of_val(values);
-        let _entered = Arc::clone(&self.device);
-        let _entered = _entered.context.enter()?;
-        let at = self.reserve(bytes.next_multiple_of(ALIGN))?;
-        let ring = self.rings.last().map(|ring| (ring.locked, ring.target + at as u64));
-        let (locked, address) = ring.unwrap_or((std::ptr::null_mut(), 0));
-        if bytes > 0 {
-            // SAFETY: `reserve` gave `bytes` bytes at `at` of both memories, which nothing else uses until the calls
-            // of this round have run; the source is a slice of plain elements.
-            unsafe {
-                let locked = locked.add(at);
-                std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), locked, bytes);
-                let sent = std::slice::from_raw_parts(locked, bytes);
-                result::memcpy_htod_async(address, sent, stream.as_raw().cast())
-            }
-            .map_err(error("cuMemcpyHtoDAsync"))?;
-        }
+        let (locked, address) = self.piece(size_of_val(values))?;
+        self.copy(stream, values, locked, address)?;
         // SAFETY: device memory that keeps its contents until the calls of this round have run.
+        Ok(unsafe { Mem::from_raw(address, size_of_val(values), Place::Device) })
+    }
+
+    /// As [`Uploads::send`], for an array that is likely to be what it was at the last call: then nothing is sent. Up to
+    /// the next call with the same `kept`.
+    pub(crate) fn send_kept<T: Element>(
+        &mut self,
+        stream: Stream,
+        kept: Kept,
+        values: &[T],
+    ) -> Result<Mem<'static>> {
+        let bytes = size_of_val(values);
+        let array = &mut self.kept[kept as usize];
+        if array.buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+            array.contents.clear();
+            // Freeing the old one waits for the calls that read it.
+            array.buffer = Some(DeviceBuffer::zeroed(&self.device, bytes.next_power_of_two())?);
+        }
+        let address = array.buffer.as_ref().map_or(0, |buffer| buffer.address);
+        // SAFETY: plain elements, whose bytes may all be read.
+        let contents = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), bytes) };
+        if array.contents != contents {
+            // Calls of a cache are ordered: those that read the old contents run before the copy.
+            array.contents.clear();
+            let (locked, _) = self.piece(bytes)?;
+            self.copy(stream, values, locked, address)?;
+            self.kept[kept as usize].contents.extend_from_slice(contents);
+        }
+        // SAFETY: an allocation of at least as many bytes, freed by a call that waits for what reads it.
         Ok(unsafe { Mem::from_raw(address, bytes, Place::Device) })
+    }
+
+    /// `bytes` bytes of the ring, page-locked and on the device.
+    fn piece(&mut self, bytes: usize) -> Result<(*mut u8, sys::CUdeviceptr)> {
+        let device = Arc::clone(&self.device);
+        let _entered = device.context.enter()?;
+        let at = self.reserve(bytes.next_multiple_of(ALIGN))?;
+        let ring = self.rings.last();
+        Ok(ring.map_or((std::ptr::null_mut(), 0), |ring| {
+            (ring.locked.wrapping_add(at), ring.target + at as u64)
+        }))
+    }
+
+    /// Copies values to the device by way of a piece of the ring.
+    fn copy<T: Element>(
+        &self,
+        stream: Stream,
+        values: &[T],
+        locked: *mut u8,
+        to: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let bytes = size_of_val(values);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _entered = self.device.context.enter()?;
+        // SAFETY: `piece` gave `bytes` bytes, which nothing else uses until the calls of this round have run; the source
+        // is a slice of plain elements; `to` has room for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), locked, bytes);
+            let sent = std::slice::from_raw_parts(locked, bytes);
+            result::memcpy_htod_async(to, sent, stream.as_raw().cast())
+        }
+        .map_err(error("cuMemcpyHtoDAsync"))
     }
 
     /// Everything sent since the last call may be overwritten once the stream has come this far.

@@ -18,7 +18,7 @@ mod store;
 
 pub(crate) use attend::{attend, attend_workspace};
 pub(crate) use cache::{copy_tokens, flat_places, median};
-pub(crate) use memory::{DeviceBuffer, Uploads};
+pub(crate) use memory::{DeviceBuffer, Kept, Uploads};
 pub(crate) use merge::merge;
 pub(crate) use spmv::{spmv_key, spmv_value};
 pub(crate) use store::{append, compress, decompress, prune, validate};

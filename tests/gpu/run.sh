@@ -3,7 +3,7 @@
 #
 #     tests/gpu/run.sh [--sanitize] [user@host]
 #
-# Without a host they run here. A host needs an NVIDIA driver, bash and tar; for --sanitize, which runs a smaller selection
+# Without a host they run here. A host needs an NVIDIA driver, cuBLAS and NVRTC (in /usr/local/cuda or LD_LIBRARY_PATH), bash and tar; for --sanitize, which runs a smaller selection
 # under each tool of compute-sanitizer, that program too. MUSTAFAR_CUDA_ARCHS=90, say, shortens the build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,8 +15,8 @@ if [[ ${1-} == --sanitize ]]; then
 fi
 host=${1-}
 
-tests=(append attend cache cache_snapshot cache_state capi compress cuda decompress golden merge properties
-    properties_attend properties_damage prune spmv)
+tests=(append attend cache cache_snapshot cache_state capi compress cuda decompress golden llama_cuda merge
+    properties properties_attend properties_damage prune spmv)
 pack=$(mktemp -d)
 trap 'rm -rf "$pack"' EXIT
 mkdir -p "$pack/bin" "$pack/tests" "$pack/docs"

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export MUSTAFAR_REQUIRE_GPU=1
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/cuda/lib64
 failed=()
 
 run() {

@@ -126,6 +126,23 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks tokens of a forward pass after which some sequence has `len` tokens.
+    pub fn check_input(&self, tokens: &[u32], len: usize) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::Invalid("the prompt has no tokens".to_string()));
+        }
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= self.vocab) {
+            return Err(Error::Invalid(format!("token {token} is not in the vocabulary of {}", self.vocab)));
+        }
+        if len > self.context {
+            return Err(Error::Invalid(format!(
+                "position {} is beyond the model's context of {} tokens",
+                self.context, self.context
+            )));
+        }
+        Ok(())
+    }
+
     /// Checks what the forward pass relies on.
     pub fn check(&self) -> Result<()> {
         if !self.heads.is_multiple_of(self.kv_heads) {

@@ -15,6 +15,8 @@ pub enum Error {
     Unsupported { what: String, found: String, supported: String },
     /// An argument out of range.
     Invalid(String),
+    /// The device has not that much memory left, in bytes.
+    DeviceMemory { asked: usize, free: usize, total: usize, fits: Option<String> },
     /// From the library.
     Mustafar(mustafar::Error),
 }
@@ -50,6 +52,10 @@ impl fmt::Display for Error {
                 write!(f, "{what} is {found}; supported: {supported}")
             }
             Self::Invalid(message) => f.write_str(message),
+            Self::DeviceMemory { asked, free, total, fits } => {
+                write!(f, "{asked} bytes of device memory were asked for; {free} of {total} were free")?;
+                fits.as_ref().map_or(Ok(()), |fits| write!(f, ": {fits}"))
+            }
             Self::Mustafar(error) => error.fmt(f),
         }
     }

@@ -9,6 +9,7 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod config;
+pub mod cuda;
 pub mod error;
 pub mod evaluate;
 pub mod fetch;

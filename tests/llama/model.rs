@@ -1,13 +1,11 @@
 //! The forward pass.
 
 use super::attention::{self, Heads};
-use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
-use super::gguf::Gguf;
 use super::matmul::Matrix;
 use super::rope::{self, Rope};
-use super::source::Source;
+use super::source::{self, Source};
 use super::store::{KvStore, LastQueries};
 use super::tokenizer::Tokenizer;
 use super::vector::{add, rms_norm, silu_mul, to_f16, to_f32};
@@ -57,24 +55,19 @@ impl Model {
         threads: usize,
         progress: &mut (dyn FnMut(usize, usize) + Send),
     ) -> Result<(Self, Tokenizer)> {
-        if path.is_dir() {
-            let tokenizer = Tokenizer::from_folder(path)?;
-            return Ok((Self::load(&mut Checkpoint::open(path)?, threads, progress)?, tokenizer));
-        }
-        let mut file = Gguf::open(path)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
-        Ok((Self::load(&mut file, threads, progress)?, tokenizer))
+        let (mut source, tokenizer) = source::open(path)?;
+        Ok((Self::load(&mut *source, threads, progress)?, tokenizer))
     }
 
     /// The model alone, from what is open already.
     pub fn load(
-        source: &mut (impl Source + Send),
+        source: &mut (dyn Source + Send),
         threads: usize,
         progress: &mut (dyn FnMut(usize, usize) + Send),
     ) -> Result<Self> {
         let config = source.config()?;
         let (pool, context) = workers(threads)?;
-        let weights = pool.install(|| Weights::load(source, &config, progress))?;
+        let weights = pool.install(|| Weights::load(source, &config, progress, &mut Ok))?;
         Ok(Self::assemble(config, weights, pool, context))
     }
 
@@ -82,7 +75,7 @@ impl Model {
     pub fn random(config: Config, seed: u64, threads: usize) -> Result<Self> {
         config.check()?;
         let (pool, context) = workers(threads)?;
-        let weights = Weights::random(&config, seed);
+        let weights = Weights::random(&config, seed)?;
         Ok(Self::assemble(config, weights, pool, context))
     }
 
@@ -104,9 +97,6 @@ impl Model {
     /// Runs a prompt from position 0 with unpruned attention and then appends its keys and values to the store,
     /// which must be empty. Returns the logits after the last token.
     pub fn prefill(&self, tokens: &[u32], store: &mut KvStore, meter: &mut Meter) -> Result<Vec<f32>> {
-        if tokens.is_empty() {
-            return Err(Error::Invalid("the prompt has no tokens".to_string()));
-        }
         if store.len() > 0 {
             return Err(Error::Invalid(format!("prefill into a store that holds {} tokens", store.len())));
         }
@@ -170,18 +160,7 @@ impl Model {
         meter: &mut Meter,
         attend: impl FnMut(usize, Projected<'_>, &mut [f32], &mut Meter) -> Result<()> + Send,
     ) -> Result<Vec<f32>> {
-        if let Some(token) = tokens.iter().find(|&&t| t as usize >= self.config.vocab) {
-            return Err(Error::Invalid(format!(
-                "token {token} is not in the vocabulary of {}",
-                self.config.vocab
-            )));
-        }
-        if let Some(position) = positions.iter().find(|&&p| p >= self.config.context) {
-            return Err(Error::Invalid(format!(
-                "position {position} is beyond the model's context of {} tokens",
-                self.config.context
-            )));
-        }
+        self.config.check_input(tokens, positions.iter().max().map_or(0, |last| last + 1))?;
         let start = Instant::now();
         let hidden = self.pool.install(|| self.blocks(tokens, positions, meter, attend));
         meter.total += start.elapsed();
@@ -214,7 +193,7 @@ impl Model {
         let mut activated = vec![0.0; rows * c.ffn];
 
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.norm(&x, &layer.attention_norm, &mut normed);
+            self.norm(&x, &layer.attention_norm.data, &mut normed);
             self.apply(&layer.qkv, &normed, rows, &mut qkv, meter);
             let split = qkv.par_chunks_mut(q_width + 2 * kv_width).zip(q.par_chunks_mut(q_width));
             let split = split.zip(k.par_chunks_mut(kv_width)).zip(v.par_chunks_mut(kv_width));
@@ -232,7 +211,7 @@ impl Model {
             self.apply(&layer.attention_out, &attended, rows, &mut delta, meter);
             add(&mut x, &delta);
 
-            self.norm(&x, &layer.ffn_norm, &mut normed);
+            self.norm(&x, &layer.ffn_norm.data, &mut normed);
             self.apply(&layer.gate_up, &normed, rows, &mut gate_up, meter);
             gate_up.par_chunks_mut(2 * c.ffn).zip(activated.par_chunks_mut(c.ffn)).for_each(
                 |(gate_up, out)| {
@@ -266,7 +245,7 @@ impl Model {
         let mut normed = vec![0.0; hidden.len()];
         let mut logits = vec![0.0; rows * self.config.vocab];
         self.pool.install(|| {
-            self.norm(hidden, &self.weights.final_norm, &mut normed);
+            self.norm(hidden, &self.weights.final_norm.data, &mut normed);
             self.apply(self.weights.output(), &normed, rows, &mut logits, meter);
         });
         meter.total += start.elapsed();

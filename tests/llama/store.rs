@@ -47,6 +47,33 @@ impl Policy {
             center: CenterMode::None,
         }
     }
+
+    /// A cache for a model, of up to so many sequences with so many compressed tokens together.
+    pub fn cache_config(
+        &self,
+        config: &Config,
+        max_tokens: usize,
+        max_sequences: usize,
+    ) -> Result<CacheConfig> {
+        let dim = config.head_dim;
+        // A group is whole pages: take the largest common page size that divides it. If none does, the cache says
+        // what it needs.
+        let page_tokens = [64, 32, 16].into_iter().find(|n| self.group.is_multiple_of(*n)).unwrap_or(16);
+        let format =
+            |strategy: Strategy, sparsity| strategy.page_format(self.values, dim, page_tokens, sparsity);
+        Ok(CacheConfig {
+            k_strategy: self.k_strategy,
+            v_strategy: self.v_strategy,
+            k: format(self.k_strategy, self.k_sparsity)?,
+            v: format(self.v_strategy, self.v_sparsity)?,
+            window: self.window,
+            group: self.group,
+            sinks: self.sinks,
+            center: self.center,
+            max_sequences,
+            ..CacheConfig::new(config.layers, config.heads, config.kv_heads, dim, dim, dim, max_tokens)?
+        })
+    }
 }
 
 /// Bytes that a store holds, and that the same tokens take dense in f16.
@@ -123,22 +150,7 @@ impl KvStore {
 
     /// A [`mustafar::Cache`] of one sequence of up to `max_tokens`, attending with the context's threads.
     pub fn pruned(config: &Config, policy: &Policy, max_tokens: usize, context: &Context) -> Result<Self> {
-        let dim = config.head_dim;
-        let mut shape =
-            CacheConfig::new(config.layers, config.heads, config.kv_heads, dim, dim, dim, max_tokens)?;
-        // A group is whole pages: take the largest common page size that divides it. If none does, the cache says
-        // what it needs.
-        let page_tokens = [64, 32, 16].into_iter().find(|n| policy.group.is_multiple_of(*n)).unwrap_or(16);
-        let format =
-            |strategy: Strategy, sparsity| strategy.page_format(policy.values, dim, page_tokens, sparsity);
-        shape.k_strategy = policy.k_strategy;
-        shape.v_strategy = policy.v_strategy;
-        shape.k = format(policy.k_strategy, policy.k_sparsity)?;
-        shape.v = format(policy.v_strategy, policy.v_sparsity)?;
-        shape.window = policy.window;
-        shape.group = policy.group;
-        shape.sinks = policy.sinks;
-        shape.center = policy.center;
+        let shape = policy.cache_config(config, max_tokens, 1)?;
         let dtype = shape.dtype(shape.k);
         let mut cache = Box::new(Cache::new(context, shape)?);
         let sequence = cache.create()?;
@@ -211,6 +223,19 @@ impl KvStore {
             }
         }
         self.lens[layer] += tokens;
+        Ok(())
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) -> Result<()> {
+        match &mut self.kind {
+            Kind::Dense(layers) => layers.fill(DenseLayer::default()),
+            Kind::Pruned { cache, sequence, .. } => {
+                cache.free(*sequence)?;
+                *sequence = cache.create()?;
+            }
+        }
+        self.lens.fill(0);
         Ok(())
     }
 

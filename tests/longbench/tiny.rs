@@ -57,7 +57,7 @@ pub(crate) fn model() -> Model {
 /// A model that finds every token equally likely, so that the first one always comes next.
 pub(crate) fn indifferent() -> Model {
     let mut model = model();
-    model.weights.final_norm.fill(0.0);
+    model.weights.final_norm.data.fill(0.0);
     model
 }
 

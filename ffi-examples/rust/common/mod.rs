@@ -1,4 +1,5 @@
 //! What the examples that run a model share: options, loading with progress bars.
+#![allow(dead_code, reason = "each example uses its own part of this module")]
 
 use crate::llama::error::{Error, Result};
 use crate::llama::fetch;
@@ -10,6 +11,32 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mustafar::{CenterMode, Side, Strategy, ValueType, keep_for_sparsity};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    Cpu,
+    Cuda(usize),
+}
+
+/// Parses `cpu`, `cuda` or `cuda:N`.
+pub(crate) fn device(text: &str) -> std::result::Result<Device, String> {
+    let refused = || format!("{text:?} is no device; allowed: cpu, cuda, cuda:N");
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", ordinal)) => ordinal.parse().map(Device::Cuda).map_err(|_| refused()),
+        _ => Err(refused()),
+    }
+}
+
+/// As many as asked for, or all cores.
+pub(crate) fn threads(asked: Option<u16>) -> Result<usize> {
+    match asked {
+        Some(n) => Ok(usize::from(n)),
+        None => Ok(std::thread::available_parallelism().map_err(|e| Error::io("number of cores", e))?.get()),
+    }
+}
 
 /// Which model, and with what it runs.
 #[derive(Debug, Args)]
@@ -128,10 +155,7 @@ impl ModelOptions {
             Some(path) => path.clone(),
             None => fetch::fetch(&mut |line| eprintln!("{line}"))?,
         };
-        let threads = match self.threads {
-            Some(n) => usize::from(n),
-            None => std::thread::available_parallelism().map_err(|e| Error::io("number of cores", e))?.get(),
-        };
+        let threads = threads(self.threads)?;
         let progress = bar("loading", 0);
         let loaded = Model::open(&path, threads, &mut |done, total| {
             progress.set_length(total as u64);
