@@ -496,7 +496,10 @@ typedef struct mustafar_token_weights_args {
     const struct mustafar_tensor *q;
     /** Their natural-log log-sum-exps as mustafar_attend gives them, f32 [1, tokens of q, q_heads, 1]. Required. */
     const struct mustafar_tensor *lse;
-    /** Position of the newest query in its sequence; the others stand one before another. */
+    /**
+     * Position of the newest query in its sequence; the others stand one before another. With their number below 2^31, as
+     * that of the first key with the number of keys.
+     */
     int64_t q_position;
     /** Keys as the queries saw them, f16, bf16 or f32 [1, tokens, kv_heads, dim]. Required. */
     const struct mustafar_tensor *k;
@@ -1179,11 +1182,12 @@ mustafar_status mustafar_prune(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Queries and destination.
- * @param stream   NULL.
- * @return SUCCESS; UNSUPPORTED on CUDA; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW,
- *         VERSION_MISMATCH as docs/c-api.md describes.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+ * @return SUCCESS; INVALID_ARGUMENT for shapes, dtypes and ranges; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as
+ *         docs/c-api.md describes.
  *
- * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates sums. Deterministic: yes, the same
+ * bits on every backend. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_query_weights(const struct mustafar_context *context,
@@ -1197,10 +1201,11 @@ mustafar_status mustafar_query_weights(const struct mustafar_context *context,
  *
  * @param context  The context.
  * @param args     Tokens, queries and destination.
- * @param stream   NULL.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return As mustafar_query_weights.
  *
- * Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates sums. Deterministic: yes, the same
+ * bits on every backend. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_structured_weights(const struct mustafar_context *context,
@@ -1209,14 +1214,16 @@ mustafar_status mustafar_structured_weights(const struct mustafar_context *conte
 
 /**
  * Token weights of the strategy Vc_Opa for mustafar_prune: per token and KV head the attention weight exp(score - lse),
- * summed over the queries that see the token and over the query heads of the KV head. A NaN becomes infinity.
+ * summed over the queries that see the token and over the query heads of the KV head. A weight below exp(-87.3) counts as
+ * 0, one above exp(88) and a NaN as infinity.
  *
  * @param context  The context.
  * @param args     Queries, keys and destination.
- * @param stream   NULL.
+ * @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
  * @return As mustafar_query_weights.
  *
- * Async: no. Graph capture: no. Workspace: none; it allocates the queries in float. Deterministic: yes. Thread-safe: yes.
+ * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates the queries in float.
+ * Deterministic: yes, the same bits on every backend. Thread-safe: yes.
  */
 MUSTAFAR_API
 mustafar_status mustafar_token_weights(const struct mustafar_context *context,

@@ -7,20 +7,25 @@ mod common;
 use cache_model::{Pair, new_cache, random_tokens, small_config};
 use common::{Dense, Dist, Layout, Rng};
 use mustafar::{
-    Cache, CacheConfig, CacheQueries, CenterMode, Context, DType, HeadFormats, SequenceId, Side, Strategy,
-    Stream, ValueType,
+    Cache, CacheConfig, CacheQueries, CenterMode, Context, DType, HeadFormats, PageFormat, SequenceId, Side,
+    Strategy, Stream, ValueType,
 };
 
+/// Value type and head_dim of K and of V.
+type Types = [(ValueType, usize); 2];
+const MIXED: Types = [(ValueType::F16, 64), (ValueType::Bf16, 96)];
+/// As CUDA wants them.
+const ALIKE: Types = [(ValueType::F16, 64); 2];
+
+fn formats(types: Types, k: Strategy, v: Strategy, sparsity: f64) -> (PageFormat, PageFormat) {
+    let of = |strategy: Strategy, (values, dim)| strategy.page_format(values, dim, 32, sparsity).unwrap();
+    (of(k, types[0]), of(v, types[1]))
+}
+
 /// The small cache with strategies at a sparsity, and pages that any strategy can have.
-fn config(k: Strategy, v: Strategy, sparsity: f64) -> CacheConfig {
-    CacheConfig {
-        k_strategy: k,
-        v_strategy: v,
-        k: k.page_format(ValueType::F16, 64, 32, sparsity).unwrap(),
-        v: v.page_format(ValueType::Bf16, 96, 32, sparsity).unwrap(),
-        max_tokens: 1024,
-        ..small_config()
-    }
+fn config(types: Types, k_strategy: Strategy, v_strategy: Strategy, sparsity: f64) -> CacheConfig {
+    let (k, v) = formats(types, k_strategy, v_strategy, sparsity);
+    CacheConfig { k_strategy, v_strategy, k, v, max_tokens: 1024, ..small_config() }
 }
 
 fn of_side(side: Side) -> Vec<Strategy> {
@@ -28,25 +33,27 @@ fn of_side(side: Side) -> Vec<Strategy> {
 }
 
 /// Every strategy of K once with centred keys and once without, every one of V twice too.
-fn configs() -> Vec<CacheConfig> {
+fn configs(types: Types) -> Vec<CacheConfig> {
     let (k, v) = (of_side(Side::K), of_side(Side::V));
     let mut configs = Vec::new();
     for i in 0..10 {
         let center = if i % 2 == 0 { CenterMode::None } else { CenterMode::Median };
         // 4 and 5 have no common factor; K and centre go through all their pairs in 8 steps.
         let (k, v, sparsity) = (k[i / 2 % 4], v[i % 5], [0.5, 0.7, 0.3][i % 3]);
-        let config = CacheConfig { center, ..config(k, v, sparsity) };
         // Every other one in 8 bits.
-        let (k, v) = match i % 4 {
-            0 | 1 => (config.k, config.v),
-            _ => (
-                k.page_format(ValueType::E4m3, 64, 32, sparsity).unwrap(),
-                v.page_format(ValueType::Int8, 96, 32, sparsity).unwrap(),
-            ),
+        let types = match i % 4 {
+            2 | 3 if types == MIXED => [(ValueType::E4m3, 64), (ValueType::Int8, 96)],
+            _ => types,
         };
-        configs.push(CacheConfig { k, v, ..config });
+        configs.push(CacheConfig { center, ..config(types, k, v, sparsity) });
     }
     configs
+}
+
+/// The backends, each with types that it serves.
+fn backends() -> Vec<(Context, Types)> {
+    let cuda = common::device::cuda().map(|context| (context.clone(), ALIKE));
+    [(Context::cpu(1).unwrap(), MIXED)].into_iter().chain(cuda).collect()
 }
 
 /// A prompt with the queries of its last tokens, for every layer.
@@ -74,9 +81,9 @@ fn decode(pair: &mut Pair, rng: &mut Rng, ids: &[SequenceId]) {
 }
 
 /// Prompts, decode steps across compressions, a fork, a truncation, a restart: what is stored agrees to the bit.
-fn live(config: &CacheConfig, seed: u64) {
+fn live(context: &Context, config: &CacheConfig, seed: u64) {
     let mut rng = Rng::new(seed);
-    let mut pair = Pair::new(config);
+    let mut pair = Pair::on(context, config);
     let (a, b) = (pair.create(), pair.create());
     prompt(&mut pair, &mut rng, &[a, b], 80, 40);
     pair.model.assert_agrees(&pair.cache);
@@ -110,45 +117,62 @@ fn live(config: &CacheConfig, seed: u64) {
 
 #[test]
 fn every_strategy_stores_what_the_model_says() {
-    for (i, config) in configs().into_iter().enumerate() {
-        live(&config, 100 + i as u64);
+    for (context, types) in backends() {
+        for (i, config) in configs(types).into_iter().enumerate() {
+            live(&context, &config, 100 + i as u64);
+        }
+    }
+}
+
+/// More tokens than are weighed at a time.
+#[test]
+fn a_long_prompt_is_weighed_in_pieces() {
+    for (context, types) in backends() {
+        let all = config(types, Strategy::KtMag, Strategy::VcOpa, 0.7);
+        let config = CacheConfig { layers: 1, q_heads: 2, kv_heads: 1, max_tokens: 4320, ..all };
+        let mut pair = Pair::on(&context, &config);
+        let id = pair.create();
+        prompt(&mut pair, &mut Rng::new(5), &[id], 4300, 32);
+        pair.model.assert_agrees(&pair.cache);
     }
 }
 
 #[test]
 fn layers_and_heads_have_their_own_formats() {
-    for (k, v) in [
+    let strategies = [
         (Strategy::KtMag, Strategy::VtMag),
         (Strategy::KtOpa, Strategy::VcOpa),
         (Strategy::Think, Strategy::Thinv),
-    ] {
-        let all = config(k, v, 0.7);
-        let formats = |sparsity| {
-            let k = k.page_format(ValueType::F16, 64, 32, sparsity).unwrap();
-            (k, v.page_format(ValueType::Bf16, 96, 32, sparsity).unwrap())
-        };
-        let of = |layers, heads, (k, v)| HeadFormats { layers, heads, k, v };
-        // Layer 1 is left dense but for head 2; of both layers head 0 keeps more, and head 1 of layer 0 too.
-        let overrides = vec![
-            of(1..2, 0..4, formats(0.0)),
-            of(1..2, 2..3, (all.k, all.v)),
-            of(0..2, 0..1, formats(0.5)),
-            of(0..1, 1..2, formats(0.5)),
-        ];
-        let config = CacheConfig { q_heads: 8, kv_heads: 4, center: CenterMode::Median, overrides, ..all };
-        let mut rng = Rng::new(7);
-        let mut pair = Pair::new(&config);
-        let (a, b) = (pair.create(), pair.create());
-        prompt(&mut pair, &mut rng, &[a], 80, 32);
-        prompt(&mut pair, &mut rng, &[b], 45, 20);
-        for _ in 0..36 {
-            decode(&mut pair, &mut rng, &[b, a]);
+        (Strategy::KcMag, Strategy::VtMag),
+    ];
+    for (context, types) in backends() {
+        for (k, v) in strategies {
+            let all = config(types, k, v, 0.7);
+            let formats = |sparsity| formats(types, k, v, sparsity);
+            let of = |layers, heads, (k, v)| HeadFormats { layers, heads, k, v };
+            // Layer 1 is left dense but for head 2; of both layers head 0 keeps more, and head 1 of layer 0 too.
+            let overrides = vec![
+                of(1..2, 0..4, formats(0.0)),
+                of(1..2, 2..3, (all.k, all.v)),
+                of(0..2, 0..1, formats(0.5)),
+                of(0..1, 1..2, formats(0.5)),
+            ];
+            let config =
+                CacheConfig { q_heads: 8, kv_heads: 4, center: CenterMode::Median, overrides, ..all };
+            let mut rng = Rng::new(7);
+            let mut pair = Pair::on(&context, &config);
+            let (a, b) = (pair.create(), pair.create());
+            prompt(&mut pair, &mut rng, &[a], 80, 32);
+            prompt(&mut pair, &mut rng, &[b], 45, 20);
+            for _ in 0..36 {
+                decode(&mut pair, &mut rng, &[b, a]);
+            }
+            let fork = pair.fork(a);
+            decode(&mut pair, &mut rng, &[fork, b, a]);
+            let restored = pair.restore(a);
+            decode(&mut pair, &mut rng, &[restored]);
+            pair.model.assert_agrees(&pair.cache);
         }
-        let fork = pair.fork(a);
-        decode(&mut pair, &mut rng, &[fork, b, a]);
-        let restored = pair.restore(a);
-        decode(&mut pair, &mut rng, &[restored]);
-        pair.model.assert_agrees(&pair.cache);
     }
 }
 
@@ -158,7 +182,7 @@ fn refusal(config: CacheConfig) -> String {
 
 #[test]
 fn overrides_are_checked() {
-    let ok = config(Strategy::KtMag, Strategy::VtMag, 0.5);
+    let ok = config(MIXED, Strategy::KtMag, Strategy::VtMag, 0.5);
     let with = |o: HeadFormats| refusal(CacheConfig { overrides: vec![o], ..ok.clone() });
     let base = HeadFormats { layers: 0..2, heads: 0..1, k: ok.k, v: ok.v };
     let over = HeadFormats { layers: 1..3, ..base.clone() };
@@ -179,7 +203,7 @@ fn overrides_are_checked() {
 
 #[test]
 fn a_strategy_must_fit_its_side() {
-    let ok = config(Strategy::KtMag, Strategy::VtMag, 0.5);
+    let ok = config(MIXED, Strategy::KtMag, Strategy::VtMag, 0.5);
     assert_eq!(
         refusal(CacheConfig { k_strategy: Strategy::VcOpa, ..ok.clone() }),
         "k_strategy is Vc_Opa, which prunes V; allowed: what prunes K: Kt_Mag, Kt_Opa, Kc_Mag, think"
@@ -196,7 +220,7 @@ fn a_strategy_must_fit_its_side() {
 
 #[test]
 fn queries_that_are_missing_or_wrong_are_refused() {
-    let config = config(Strategy::KtOpa, Strategy::VcOpa, 0.5);
+    let config = config(MIXED, Strategy::KtOpa, Strategy::VcOpa, 0.5);
     let mut cache = new_cache(&config);
     let id = cache.create().unwrap();
     let mut rng = Rng::new(3);
@@ -244,7 +268,7 @@ fn queries_that_are_missing_or_wrong_are_refused() {
 
 #[test]
 fn channel_pages_are_cut_at_their_ends_only() {
-    let config = config(Strategy::KtMag, Strategy::VcMag, 0.5);
+    let config = config(MIXED, Strategy::KtMag, Strategy::VcMag, 0.5);
     let mut pair = Pair::new(&config);
     let id = pair.create();
     pair.step(&mut Rng::new(1), &[id], 120);
@@ -254,57 +278,4 @@ fn channel_pages_are_cut_at_their_ends_only() {
     pair.model.assert_agrees(&pair.cache);
     pair.truncate(id, 3 + 64);
     pair.model.assert_agrees(&pair.cache);
-}
-
-/// Strategies that both backends have, with K and V of one type and head_dim, as CUDA wants them.
-fn on_both() -> Vec<CacheConfig> {
-    let mut configs = Vec::new();
-    for k in [Strategy::KtMag, Strategy::KcMag] {
-        for v in [Strategy::VtMag, Strategy::VtOpa, Strategy::VcMag] {
-            let formats = |sparsity| {
-                let k = k.page_format(ValueType::F16, 64, 32, sparsity).unwrap();
-                (k, v.page_format(ValueType::F16, 64, 32, sparsity).unwrap())
-            };
-            let ((all_k, all_v), (dense_k, dense_v)) = (formats(0.7), formats(0.0));
-            let head = HeadFormats { layers: 1..2, heads: 0..1, k: dense_k, v: dense_v };
-            configs.push(CacheConfig {
-                k: all_k,
-                v: all_v,
-                center: if v == Strategy::VtOpa { CenterMode::None } else { CenterMode::Median },
-                overrides: vec![head],
-                ..config(k, v, 0.7)
-            });
-        }
-    }
-    configs
-}
-
-#[test]
-fn both_backends_store_the_same() {
-    for (i, config) in on_both().into_iter().enumerate() {
-        let cpu = Context::cpu(1).unwrap();
-        for context in [Some(&cpu), common::device::cuda()].into_iter().flatten() {
-            let mut rng = Rng::new(i as u64);
-            let mut pair = Pair::on(context, &config);
-            let (a, b) = (pair.create(), pair.create());
-            pair.step(&mut rng, &[a, b], 80);
-            for _ in 0..36 {
-                decode(&mut pair, &mut rng, &[b, a]);
-            }
-            let fork = pair.fork(a);
-            decode(&mut pair, &mut rng, &[a, fork]);
-            pair.model.assert_agrees(&pair.cache);
-        }
-    }
-}
-
-#[test]
-fn cuda_refuses_scores_by_name() {
-    let Some(context) = common::device::cuda() else { return };
-    for strategy in [Strategy::KtOpa, Strategy::Think] {
-        let error = Cache::new(context, config(strategy, Strategy::VtMag, 0.5)).unwrap_err().to_string();
-        let message =
-            format!("k_strategy is {strategy} on CUDA; supported: Kt_Mag, Kc_Mag, Vt_Mag, Vt_Opa, Vc_Mag");
-        assert!(error.starts_with(&message), "{error}");
-    }
 }

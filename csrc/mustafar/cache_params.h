@@ -1,4 +1,4 @@
-// Parameter structs of the kernels that a cache needs besides the ops: copy and median. The rules of params.h
+// Parameter structs of the kernels that a cache needs besides the ops: copy, widen and median. The rules of params.h
 // hold; the launching side mirrors these field by field.
 #pragma once
 
@@ -15,10 +15,11 @@ struct CopyPlace {
   int32_t tokens;
 };
 
-// Tensors of 16-bit elements [row, token, head, dim], the last dimension contiguous.
+// Tensors [row, token, head, dim], the last dimension contiguous. copy: both of 16-bit elements; widen: to
+// floats from any Dtype.
 struct CopySide {
-  const uint16_t* from;
-  uint16_t* to;
+  const void* from;
+  void* to;
   int64_t from_row_stride;
   int64_t from_token_stride;
   int64_t from_head_stride;
@@ -26,10 +27,10 @@ struct CopySide {
   int64_t to_token_stride;
   int64_t to_head_stride;
   int32_t dim;
-  int32_t reserved;
+  int32_t from_dtype;  // read by widen
 };
 
-// copy.cu. Grid (ceil(units / kCopyWarps), sides), units = places * max_tokens * heads < 2^31; block 32 *
+// copy.cu, copy and widen. Grid (ceil(units / kCopyWarps), sides), units = places * max_tokens * heads < 2^31; block 32 *
 // kCopyWarps threads. What is written is not read.
 struct CopyParams {
   CopySide side[2];  // side[blockIdx.y]

@@ -4,6 +4,7 @@ use super::copy::Place;
 use super::sequences::{Progress, Recent, Sequence};
 use super::{Cache, CacheQueries, SequenceId};
 use crate::backend::{Run, Stream};
+use crate::cpu::dense::AnyRows;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
@@ -105,12 +106,10 @@ impl Cache {
         for (plan, &id) in plans.iter_mut().zip(sequences) {
             self.take_pages(plan, id)?;
         }
-        if let Some(CacheQueries { q, lse, .. }) = &queries {
-            for (b, plan) in plans.iter().enumerate() {
-                let q = q.tokens("queries.q", b, 0, q.shape.tokens)?;
-                let lse = lse.map(|lse| lse.tokens("queries.lse", b, 0, lse.shape.tokens)).transpose()?;
-                self.scores.observe(layer, plan.row, &q, lse.as_ref(), plan.recent.end())?;
-            }
+        if let Some(CacheQueries { q, lse, .. }) = queries {
+            let newest: Vec<_> = plans.iter().map(|plan| (plan.row, plan.recent.end())).collect();
+            let Self { context, staging, scores, .. } = self;
+            scores.observe(context, staging, stream, layer, (q, lse), &newest)?;
         }
         // What is written here is free or lies past what any sequence holds: until `commit` nothing has changed.
         let compressed = plans.iter().enumerate().try_for_each(|(b, plan)| match plan.compress {
@@ -170,6 +169,13 @@ impl Cache {
             check::same("queries.lse.dim", lse.shape.dim, 1, "one value per query and head")?;
         } else if config.v_strategy.needs_queries() {
             return Err(Error::invalid("queries.lse", "absent", format!("given for {}", config.v_strategy)));
+        }
+        let tensors = [Some(("queries.q", queries.q)), queries.lse.map(|lse| ("queries.lse", lse))];
+        for (argument, tensor) in tensors.into_iter().flatten() {
+            match self.context.run() {
+                Run::Cpu(_) => AnyRows::new(argument, &tensor).map(|_| ())?,
+                Run::Cuda(device) => device.check_tensor(argument, &tensor)?,
+            }
         }
         check::scalars(queries.scale, queries.softcap, queries.sliding_window)
     }

@@ -180,13 +180,16 @@ impl Cache {
         }
         let lse = query.lse.as_ref().filter(|_| needs_lse);
         let lse = lse.map(|lse| Tensor { mem: lse.mem.as_ref(), dtype: lse.dtype, shape: lse.shape });
-        for (b, &id) in sequences.iter().enumerate() {
-            let sequence = self.sequences.get_mut("sequences", id)?;
-            let progress = &mut sequence.layers[layer];
-            let of_sequence = b * each..(b + 1) * each;
-            let q = q.tokens("q", 0, of_sequence.start, of_sequence.end)?;
-            let lse = lse.map(|lse| lse.tokens("lse", 0, of_sequence.start, of_sequence.end)).transpose()?;
-            self.scores.observe(layer, sequence.row, &q, lse.as_ref(), progress.tokens)?;
+        let queries =
+            (by_sequence(query.q, sequences.len()), lse.map(|lse| by_sequence(lse, sequences.len())));
+        let newest = |&id| {
+            let sequence = self.sequences.get("sequences", id)?;
+            Ok((sequence.row, sequence.layers[layer].tokens))
+        };
+        let newest = sequences.iter().map(newest).collect::<Result<Vec<_>>>()?;
+        self.scores.observe(context, &mut self.staging, stream, layer, queries, &newest)?;
+        for &id in sequences {
+            let progress = &mut self.sequences.get_mut("sequences", id)?.layers[layer];
             progress.recent.add(progress.tokens, each, scoring);
         }
         Ok(())
@@ -273,6 +276,12 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// `batch` sequences that stand one behind the other.
+fn by_sequence(x: Tensor<'_>, batch: usize) -> Tensor<'_> {
+    let tokens = x.shape.tokens / batch;
+    Tensor { shape: Shape { batch, tokens, batch_stride: tokens * x.shape.token_stride, ..x.shape }, ..x }
 }
 
 /// Where the centres of a segment's heads for a batch start, in bytes: each segment has `[max_sequences][heads][head_dim]`.

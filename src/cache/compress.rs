@@ -18,6 +18,9 @@ use crate::strategy::Side;
 use crate::tensor::{Shape, Tensor, TensorMut};
 use std::ops::Range;
 
+/// Tokens that are weighed by one call: enough to fill a GPU.
+const WEIGHED: usize = 4096;
+
 /// Memory of the selection in channel direction, which sees `group` tokens of all heads at a time.
 #[derive(Debug)]
 pub(super) struct ChannelScratch {
@@ -25,8 +28,9 @@ pub(super) struct ChannelScratch {
     rows: Buffer,
     /// `[group][heads][head_dim / 8]`.
     mask: Buffer,
-    /// Token weights, f32 `[group][heads]`.
+    /// Token weights, f32 `[weighed_groups * group][heads]`.
     weights: Buffer,
+    weighed_groups: usize,
 }
 
 impl ChannelScratch {
@@ -34,18 +38,20 @@ impl ChannelScratch {
         let sides = [(config.k_strategy, config.k), (config.v_strategy, config.v)];
         let channel = sides.into_iter().filter(|(strategy, _)| strategy.is_channel());
         let (mut rows, mut mask, mut weights) = (0, 0, 0);
+        let weighed_groups = (WEIGHED.min(config.max_tokens) / config.group).max(1);
         for (strategy, format) in channel {
             let page = whole(config, &format)?.page_bytes();
             rows = rows.max(config.group / format.page_tokens() * config.kv_heads * page);
             mask = mask.max(config.group * config.kv_heads * format.bitmap_row_bytes());
             if strategy.needs_queries() {
-                weights = config.group * config.kv_heads * size_of::<f32>();
+                weights = weighed_groups * config.group * config.kv_heads * size_of::<f32>();
             }
         }
         Ok(Self {
             rows: Buffer::zeroed(context, rows)?,
             mask: Buffer::zeroed(context, mask)?,
             weights: Buffer::zeroed(context, weights)?,
+            weighed_groups,
         })
     }
 
@@ -299,8 +305,14 @@ impl ChannelScratch {
                     ops::append(context, stream, Append { k: Some(k), v: None, slots, sequence: None })?;
                 }
             }
-            self.weigh(context, stream, job, &range)?;
-            let weights = job.attention.as_ref().map(|_| self.weights.mem());
+            let weighed = i % self.weighed_groups;
+            if weighed == 0 {
+                let end = job.pages.len().div_ceil(pages_each).min(i + self.weighed_groups);
+                self.weigh(context, stream, job, &(range.start..end * job.group))?;
+            }
+            let skip = weighed * job.group * heads * size_of::<f32>();
+            let weights = job.attention.as_ref().map(|_| self.weights.mem().skip("weights", skip));
+            let weights = weights.transpose()?;
             let rows = self.rows.mem_mut().skip("rows", layout.format.values_offset())?;
             let args = Prune {
                 x: TensorMut::new("rows", rows, job.dtype, values(&layout))?,

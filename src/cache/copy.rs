@@ -2,6 +2,7 @@
 
 use super::buffer::{Kept, Staging};
 use crate::backend::{Context, Run, Stream};
+use crate::cpu::dense::AnyRows;
 use crate::cuda;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorMut};
@@ -25,6 +26,28 @@ pub(super) fn copy_tokens(
     sides: &mut [(Tensor<'_>, TensorMut<'_>)],
     places: &[Place],
 ) -> Result<()> {
+    copy(context, staging, stream, false, sides, places)
+}
+
+/// As [`copy_tokens`], from tensors of any type to tensors of f32.
+pub(super) fn widen_tokens(
+    context: &Context,
+    staging: &mut Staging,
+    stream: Stream,
+    sides: &mut [(Tensor<'_>, TensorMut<'_>)],
+    places: &[Place],
+) -> Result<()> {
+    copy(context, staging, stream, true, sides, places)
+}
+
+fn copy(
+    context: &Context,
+    staging: &mut Staging,
+    stream: Stream,
+    widened: bool,
+    sides: &mut [(Tensor<'_>, TensorMut<'_>)],
+    places: &[Place],
+) -> Result<()> {
     for place in places {
         for (from, to) in &*sides {
             let inside = place.from_row < from.shape.batch
@@ -38,11 +61,13 @@ pub(super) fn copy_tokens(
         }
     }
     match context.run() {
+        Run::Cpu(_) if widened => sides.iter_mut().try_for_each(|(from, to)| widen_on_host(from, to, places)),
         Run::Cpu(_) => sides.iter_mut().try_for_each(|(from, to)| copy_on_host(from, to, places)),
         Run::Cuda(device) => {
             let flat = cuda::flat_places(places);
-            let on_device = staging.send_kept(stream, Kept::Places, &flat)?;
-            cuda::copy_tokens(device, stream, sides, places, &on_device)
+            let kept = if widened { Kept::Queries } else { Kept::Places };
+            let on_device = staging.send_kept(stream, kept, &flat)?;
+            cuda::copy_tokens(device, stream, widened, sides, places, &on_device)
         }
     }
 }
@@ -55,6 +80,19 @@ fn copy_on_host(from: &Tensor<'_>, to: &mut TensorMut<'_>, places: &[Place]) -> 
         for (t, h) in (0..place.tokens).flat_map(|t| (0..heads).map(move |h| (t, h))) {
             let row = from.row(place.from_row, place.from_token + t, h);
             to.row_mut(place.to_row, place.to_token + t, h).copy_from_slice(row);
+        }
+    }
+    Ok(())
+}
+
+fn widen_on_host(from: &Tensor<'_>, to: &mut TensorMut<'_>, places: &[Place]) -> Result<()> {
+    let from = AnyRows::new("tokens", from)?;
+    let heads = from.shape().heads;
+    let mut to = to.rows_mut::<f32>("tokens")?;
+    for place in places {
+        for (t, h) in (0..place.tokens).flat_map(|t| (0..heads).map(move |h| (t, h))) {
+            let to = to.row_mut(place.to_row, place.to_token + t, h);
+            from.load(place.from_row, place.from_token + t, h, to);
         }
     }
     Ok(())

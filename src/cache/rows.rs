@@ -32,6 +32,11 @@ impl Rows {
         self.bytes
     }
 
+    /// Rows of a layer.
+    pub(super) fn sequences(&self) -> usize {
+        self.sequences
+    }
+
     fn at(&self, layer: usize, row: usize) -> usize {
         (layer * self.sequences + row) * self.bytes
     }

@@ -3,14 +3,13 @@
 
 use super::buffer::{Buffer, Staging};
 use super::config::CacheConfig;
-use super::copy::{Place, copy_tokens};
+use super::copy::{Place, copy_tokens, widen_tokens};
 use super::geometry::Geometry;
 use super::rows::Rows;
 use super::sequences::{Recent, Scoring};
-use crate::backend::{Context, Run, Stream};
-use crate::cpu::dense::AnyRows;
+use crate::backend::{Context, Stream};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mem::Mem;
 use crate::ops::{self, Center, QueryWeights, RECENT_QUERIES, StructuredWeights};
 use crate::strategy::{Side, Strategy};
@@ -53,10 +52,6 @@ impl LastQueries<'_> {
 
 impl Scores {
     pub(super) fn new(context: &Context, config: &CacheConfig, geometry: &Geometry) -> Result<Self> {
-        if let (Run::Cuda(_), Some((argument, strategy))) = (context.run(), unsupported_on_cuda(config)) {
-            let supported = "Kt_Mag, Kc_Mag, Vt_Mag, Vt_Opa, Vc_Mag on CUDA; all on the CPU backend";
-            return Err(Error::unsupported(argument, format!("{strategy} on CUDA"), supported));
-        }
         let (query, lse) = (RECENT_QUERIES * geometry.query, RECENT_QUERIES * geometry.lse);
         let weighted = config.k_strategy == Strategy::KtOpa;
         let weights = config.kv_heads * config.k.head_dim() * size_of::<f32>();
@@ -89,39 +84,45 @@ impl Scores {
         [&self.queries, &self.lse, k, v]
     }
 
-    /// Takes in the newest queries of a sequence, at the positions that end before `end`: q `[1, n, q_heads, head_dim]`,
-    /// lse f32 `[1, n, q_heads, 1]`. Only the last 32 of them, and of those none before position 0.
+    /// Takes in the newest queries of some sequences: q `[sequences, n, q_heads, head_dim]`, lse f32 `[sequences, n, q_heads,
+    /// 1]`. Of each, `newest` has the row and one past the position of its last query; taken are only the last 32, and none
+    /// before position 0.
     pub(super) fn observe(
         &mut self,
+        context: &Context,
+        staging: &mut Staging,
+        stream: Stream,
         layer: usize,
-        row: usize,
-        q: &Tensor<'_>,
-        lse: Option<&Tensor<'_>>,
-        end: usize,
+        (q, lse): (Tensor<'_>, Option<Tensor<'_>>),
+        newest: &[(usize, usize)],
     ) -> Result<()> {
-        let (tokens, heads, dim) = (q.shape.tokens, q.shape.heads, q.shape.dim);
-        let taken = tokens.min(RECENT_QUERIES).min(end);
-        let q = AnyRows::new("q", q)?;
-        let mut to = self.queries.mem_mut(layer, row)?;
-        let to = to.slice_mut::<f32>("queries", RECENT_QUERIES * heads * dim)?;
-        for (position, token) in (end - taken..end).zip(tokens - taken..) {
-            for (head, to) in
-                to[position % RECENT_QUERIES * heads * dim..][..heads * dim].chunks_exact_mut(dim).enumerate()
-            {
-                q.load(0, token, head, to);
-            }
+        let tokens = q.shape.tokens;
+        let places: Vec<Place> = newest
+            .iter()
+            .enumerate()
+            .flat_map(|(from_row, &(to_row, end))| {
+                let taken = end - tokens.min(RECENT_QUERIES).min(end)..end;
+                slots(taken).map(move |(position, to_token, n)| Place {
+                    from_row,
+                    from_token: tokens + position - end,
+                    to_row,
+                    to_token,
+                    tokens: n,
+                })
+            })
+            .collect();
+        if places.is_empty() {
+            return Ok(());
         }
+        let sequences = self.queries.sequences();
+        let shape = |dim| Shape::contiguous(sequences, RECENT_QUERIES, q.shape.heads, dim);
+        let to = shape(q.shape.dim)?;
+        let mut sides =
+            vec![(q, TensorMut::new("queries", self.queries.mem_mut(layer, 0)?, DType::F32, to)?)];
         if let Some(lse) = lse.filter(|_| self.lse.bytes() > 0) {
-            let lse = lse.rows::<f32>("lse")?;
-            let mut to = self.lse.mem_mut(layer, row)?;
-            let to = to.slice_mut::<f32>("lse", RECENT_QUERIES * heads)?;
-            for (position, token) in (end - taken..end).zip(tokens - taken..) {
-                for (head, to) in to[position % RECENT_QUERIES * heads..][..heads].iter_mut().enumerate() {
-                    *to = lse.row(0, token, head)[0];
-                }
-            }
+            sides.push((lse, TensorMut::new("lse", self.lse.mem_mut(layer, 0)?, DType::F32, shape(1)?)?));
         }
-        Ok(())
+        widen_tokens(context, staging, stream, &mut sides, &places)
     }
 
     /// Puts the last queries of a sequence in order, for [`Scores::last_queries`].
@@ -133,15 +134,14 @@ impl Scores {
         (layer, row): (usize, usize),
         recent: Recent,
     ) -> Result<()> {
-        let places: Vec<Place> = recent
-            .positions()
-            .enumerate()
-            .map(|(to_token, position)| Place {
+        let positions = recent.positions();
+        let places: Vec<Place> = slots(positions.clone())
+            .map(|(position, from_token, tokens)| Place {
                 from_row: 0,
-                from_token: position % RECENT_QUERIES,
+                from_token,
                 to_row: 0,
-                to_token,
-                tokens: 1,
+                to_token: position - positions.start,
+                tokens,
             })
             .collect();
         for (rows, ordered) in [&self.queries, &self.lse].into_iter().zip(&mut self.ordered) {
@@ -255,6 +255,17 @@ impl Scores {
     }
 }
 
+/// Runs of positions whose queries lie in consecutive slots: first position, first slot, length.
+fn slots(positions: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
+    let mut next = positions.start;
+    std::iter::from_fn(move || {
+        let (position, slot) = (next, next % RECENT_QUERIES);
+        let n = (RECENT_QUERIES - slot).min(positions.end - position);
+        next += n;
+        (n > 0).then_some((position, slot, n))
+    })
+}
+
 /// A choice of whole channels.
 pub(super) struct Choice<'a> {
     pub(super) side: Side,
@@ -267,11 +278,4 @@ pub(super) struct Choice<'a> {
     pub(super) keep: usize,
     /// Queries, which are in order.
     pub(super) recent: Recent,
-}
-
-/// A strategy that only the CPU backend has scores for, and the argument that asks for it.
-fn unsupported_on_cuda(config: &CacheConfig) -> Option<(&'static str, Strategy)> {
-    let scored = |strategy: Strategy| strategy.needs_queries() || strategy.is_structured();
-    let mut sides = [("k_strategy", config.k_strategy), ("v_strategy", config.v_strategy)].into_iter();
-    sides.find(|(_, strategy)| scored(*strategy))
 }

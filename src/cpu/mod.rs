@@ -5,6 +5,7 @@ pub(crate) mod attend;
 pub(crate) mod compress;
 pub(crate) mod decompress;
 pub(crate) mod dense;
+mod lanes;
 mod level;
 mod math;
 pub(crate) mod median;
@@ -16,6 +17,7 @@ pub(crate) mod score;
 mod select;
 mod simd_attend;
 pub(crate) mod simd_rows;
+mod simd_weigh;
 pub(crate) mod spmv;
 mod store;
 

@@ -1,41 +1,47 @@
-//! Scores of strategies on the CPU. Sums run in float64 in the order of tokens, then heads, so they do not depend on
-//! threads.
+//! Scores of strategies on the CPU. The order of every sum is fixed ([`super::lanes`]): results do not depend on threads,
+//! instruction level or backend.
 
 use super::dense::AnyRows;
-use super::level::Level;
+use super::lanes::{LANES, LaneSums};
 use super::parallel;
 use super::select::subtract_center;
 use super::simd_rows::{MAX_DIM, widen};
+use super::simd_weigh::{Chunk, Scoring, weigh};
+use crate::backend::Cpu;
 use crate::error::Result;
 use crate::ops::check::HostCenter;
 use crate::tensor::{Rows, Tensor};
 
+/// Tokens that a thread weighs at once.
+const WEIGHED: usize = 64;
+
 /// Weights and scores are finite or infinite, never NaN: what could be anything is kept.
-fn defined(x: f64) -> f32 {
-    if x.is_nan() { f32::INFINITY } else { x as f32 }
+fn defined(x: f32) -> f32 {
+    if x.is_nan() { f32::INFINITY } else { x }
 }
 
 /// Per channel of a KV head, the sum over queries and over the query heads of the KV head of `f(q)`.
 fn sum_queries(q: &AnyRows<'_>, head: usize, group: usize, f: fn(f64) -> f64) -> Vec<f64> {
     let shape = q.shape();
     let mut row = [0f32; MAX_DIM];
-    let mut sums = vec![0f64; shape.dim];
+    let row = &mut row[..shape.dim];
+    let mut sums = LaneSums::new(shape.dim);
     for (token, member) in (0..shape.tokens).flat_map(|t| (0..group).map(move |g| (t, g))) {
-        q.load(0, token, head * group + member, &mut row[..shape.dim]);
-        sums.iter_mut().zip(&row).for_each(|(sum, &q)| *sum += f(f64::from(q)));
+        q.load(0, token, head * group + member, row);
+        sums.add(row, f);
     }
-    sums
+    sums.finish()
 }
 
 /// `out` is `[kv_heads, dim]`.
-pub(crate) fn query_weights(threads: usize, q: &Tensor<'_>, out: &mut [f32]) -> Result<()> {
+pub(crate) fn query_weights(cpu: Cpu, q: &Tensor<'_>, out: &mut [f32]) -> Result<()> {
     let rows = AnyRows::new("q", q)?;
     let (shape, kv_heads) = (q.shape, out.len() / q.shape.dim);
-    let threads = parallel::useful_threads(threads, shape.tokens * shape.heads * shape.dim * 4);
+    let threads = parallel::useful_threads(cpu.threads, shape.tokens * shape.heads * shape.dim * 4);
     parallel::for_each(threads, out.chunks_mut(shape.dim).enumerate(), |(head, out)| {
         let sums = sum_queries(&rows, head, shape.heads / kv_heads, f64::abs);
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = defined(sum / shape.tokens as f64);
+            *out = defined((sum / shape.tokens as f64) as f32);
         }
     });
     Ok(())
@@ -43,7 +49,7 @@ pub(crate) fn query_weights(threads: usize, q: &Tensor<'_>, out: &mut [f32]) -> 
 
 /// `out` is `[kv_heads, dim]`.
 pub(crate) fn structured_weights(
-    threads: usize,
+    cpu: Cpu,
     x: &[Tensor<'_>],
     center: Option<HostCenter<'_>>,
     q: Option<&Tensor<'_>>,
@@ -54,24 +60,26 @@ pub(crate) fn structured_weights(
     let parts = x.iter().map(|part| part.rows::<u16>("x")).collect::<Result<Vec<_>>>()?;
     let queries = q.map(|q| AnyRows::new("q", q)).transpose()?;
     let tokens: usize = parts.iter().map(|part| part.shape.tokens).sum();
-    let threads = parallel::useful_threads(threads, tokens * shape.heads * shape.dim * 4);
+    let threads = parallel::useful_threads(cpu.threads, tokens * shape.heads * shape.dim * 4);
     parallel::for_each(threads, out.chunks_mut(shape.dim).enumerate(), |(head, out)| {
         let (mut shifted, mut values) = ([0u16; MAX_DIM], [0f32; MAX_DIM]);
-        let mut scores = vec![0f64; shape.dim];
+        let (shifted, values) = (&mut shifted[..shape.dim], &mut values[..shape.dim]);
+        let mut sums = LaneSums::new(shape.dim);
         for (part, token) in parts.iter().flat_map(|part| (0..part.shape.tokens).map(move |t| (part, t))) {
             let mut row = part.row(0, token, head);
             if let Some(center) = &center {
-                subtract_center(Level::Portable, dtype, row, center.row(0, head), &mut shifted[..shape.dim]);
-                row = &shifted[..shape.dim];
+                subtract_center(cpu.level, dtype, row, center.row(0, head), shifted);
+                row = shifted;
             }
-            widen(Level::Portable, dtype, row, &mut values[..shape.dim]);
-            scores.iter_mut().zip(&values).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+            widen(cpu.level, dtype, row, values);
+            sums.add(values, |x| x * x);
         }
+        let mut scores = sums.finish();
         if let Some(q) = &queries {
             let sums = sum_queries(q, head, q.shape().heads / shape.heads, |q| q * q);
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score *= sum);
         }
-        scores.iter_mut().filter(|score| score.is_nan()).for_each(|score| *score = f64::INFINITY);
+        let scores: Vec<f32> = scores.into_iter().map(|score| defined(score as f32)).collect();
         let mut order: Vec<usize> = (0..shape.dim).collect();
         // Stable: of equal scores the lower channel comes first.
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -86,67 +94,58 @@ pub(crate) fn structured_weights(
 pub(crate) struct Attention<'a> {
     pub(crate) q: &'a Tensor<'a>,
     pub(crate) lse: Rows<'a, f32>,
-    pub(crate) q_position: usize,
+    pub(crate) q_position: i32,
     pub(crate) k: &'a Tensor<'a>,
-    pub(crate) k_position: usize,
+    pub(crate) k_position: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
-    pub(crate) sliding_window: Option<usize>,
+    pub(crate) sliding_window: i32,
 }
 
 impl Attention<'_> {
-    /// Weight of a key at `position` for query `i` and its head, from their dot product.
-    fn weight(&self, i: usize, head: usize, position: usize, dot: f64) -> f64 {
-        let own = (self.q_position + i + 1).checked_sub(self.q.shape.tokens);
-        let seen = own.is_some_and(|own| {
-            position <= own && self.sliding_window.is_none_or(|window| own - position < window)
-        });
-        if !seen {
-            return 0.0;
+    /// The queries of a KV head, token by token, in each the heads in order.
+    fn chunks(&self, rows: &AnyRows<'_>, kv_head: usize, group: usize) -> Vec<Chunk> {
+        let shape = self.q.shape;
+        let unseen = || Chunk { q: vec![[0.0; LANES]; shape.dim], lse: [0.0; LANES], position: [-1; LANES] };
+        let count = shape.tokens * group;
+        let mut chunks: Vec<Chunk> = (0..count.div_ceil(LANES)).map(|_| unseen()).collect();
+        let mut row = [0f32; MAX_DIM];
+        let row = &mut row[..shape.dim];
+        for i in 0..count {
+            let (token, head) = (i / group, kv_head * group + i % group);
+            rows.load(0, token, head, row);
+            let (chunk, lane) = (&mut chunks[i / LANES], i % LANES);
+            chunk.q.iter_mut().zip(&*row).for_each(|(lanes, &x)| lanes[lane] = x);
+            chunk.lse[lane] = self.lse.row(0, token, head)[0];
+            chunk.position[lane] = self.q_position - (shape.tokens - 1 - token) as i32;
         }
-        let score = dot * f64::from(self.scale);
-        let score = self.softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh());
-        (score - f64::from(self.lse.row(0, i, head)[0])).exp()
+        chunks
     }
 }
 
 /// `out` is `[tokens, kv_heads]`.
-pub(crate) fn token_weights(threads: usize, args: &Attention<'_>, out: &mut [f32]) -> Result<()> {
+pub(crate) fn token_weights(cpu: Cpu, args: &Attention<'_>, out: &mut [f32]) -> Result<()> {
     let (queries, keys) = (AnyRows::new("q", args.q)?, AnyRows::new("k", args.k)?);
     let (q, k) = (args.q.shape, args.k.shape);
-    let group = q.heads / k.heads;
-    // [kv_heads][queries of all its heads][dim]: read once for every token.
-    let mut rows = vec![0f32; q.tokens * q.heads * q.dim];
-    for (i, row) in rows.chunks_exact_mut(q.dim).enumerate() {
-        let (head, member) = (i / q.tokens, i % q.tokens);
-        queries.load(0, member, head, row);
-    }
-    let threads = parallel::useful_threads(threads, rows.len() * k.tokens);
-    parallel::for_each(threads, out.chunks_mut(k.heads).enumerate(), |(token, out)| {
-        let mut key = [0f32; MAX_DIM];
-        let key = &mut key[..k.dim];
-        for (kv_head, out) in out.iter_mut().enumerate() {
-            keys.load(0, token, kv_head, key);
-            let mut sum = 0f64;
-            for (head, i) in
-                (kv_head * group..(kv_head + 1) * group).flat_map(|h| (0..q.tokens).map(move |i| (h, i)))
-            {
-                let row = &rows[(head * q.tokens + i) * q.dim..][..q.dim];
-                sum += args.weight(i, head, args.k_position + token, dot(row, key));
+    let chunks: Vec<Vec<Chunk>> =
+        (0..k.heads).map(|head| args.chunks(&queries, head, q.heads / k.heads)).collect();
+    let Attention { scale, softcap, sliding_window, .. } = *args;
+    let scoring = Scoring { scale, softcap, sliding_window };
+    let threads = parallel::useful_threads(cpu.threads, q.tokens * q.heads * q.dim * k.tokens);
+    parallel::for_each(threads, out.chunks_mut(WEIGHED * k.heads).enumerate(), |(i, out)| {
+        let (first, tokens) = (i * WEIGHED, out.len() / k.heads);
+        let (mut rows, mut weights) = (vec![0f32; tokens * k.dim], [0f32; WEIGHED]);
+        let weights = &mut weights[..tokens];
+        let position = args.k_position + first as i32;
+        for (head, chunks) in chunks.iter().enumerate() {
+            for (token, row) in rows.chunks_exact_mut(k.dim).enumerate() {
+                keys.load(0, first + token, head, row);
             }
-            *out = defined(sum);
+            weigh(cpu.level, chunks, scoring, &rows, position, weights);
+            for (out, &weight) in out[head..].iter_mut().step_by(k.heads).zip(&*weights) {
+                *out = defined(weight);
+            }
         }
     });
     Ok(())
-}
-
-/// Float64 dot product in 16 interleaved sums, which vectorise.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0f64; 16];
-    for (a, b) in a.chunks_exact(16).zip(b.chunks_exact(16)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += f64::from(*a) * f64::from(*b);
-        }
-    }
-    sums.iter().sum()
 }

@@ -24,11 +24,12 @@ pub(crate) fn flat_places(places: &[Place]) -> Vec<i32> {
         .collect()
 }
 
-/// Copies runs of tokens in one or two pairs of tensors of 16-bit elements. `places` are checked by the caller; `on_device`
-/// holds them as [`flat_places`] makes them.
+/// Copies runs of tokens in one or two pairs of tensors: of 16-bit elements as they are, or `widened` from any type to f32.
+/// `places` are checked by the caller; `on_device` holds them as [`flat_places`] makes them.
 pub(crate) fn copy_tokens(
     device: &Device,
     stream: Stream,
+    widened: bool,
     sides: &mut [(Tensor<'_>, TensorMut<'_>)],
     places: &[Place],
     on_device: &Mem<'_>,
@@ -36,11 +37,11 @@ pub(crate) fn copy_tokens(
     let _entered = device.context.enter()?;
     let heads = sides[0].0.shape.heads;
     let max_tokens = places.iter().map(|place| place.tokens).max().unwrap_or(0);
-    let units = units("tokens * kv_heads", &[places.len(), max_tokens, heads])?;
+    let units = units("tokens * heads", &[places.len(), max_tokens, heads])?;
     let side = |(from, to): &mut (Tensor<'_>, TensorMut<'_>)| {
         let (a, b) = (from.shape, to.shape);
         Ok::<_, crate::Error>(CopySide {
-            from: device.tensor("from", from)?.cast(),
+            from: device.tensor("from", from)?,
             from_row_stride: stride("from", a.batch, a.batch_stride)?,
             from_token_stride: stride("from", a.tokens, a.token_stride)?,
             from_head_stride: stride("from", a.heads, a.head_stride)?,
@@ -48,8 +49,8 @@ pub(crate) fn copy_tokens(
             to_token_stride: stride("to", b.tokens, b.token_stride)?,
             to_head_stride: stride("to", b.heads, b.head_stride)?,
             dim: int32("dim", a.dim)?,
-            reserved: 0,
-            to: device.tensor_mut("to", to)?.cast(),
+            from_dtype: from.dtype as i32,
+            to: device.tensor_mut("to", to)?,
         })
     };
     let rows = sides.len() as u32;
@@ -60,12 +61,13 @@ pub(crate) fn copy_tokens(
         places: device.read::<i32>("places", on_device, 5 * places.len())?.cast::<CopyPlace>(),
         num_places: int32("places", places.len())?,
         max_tokens: int32("tokens", max_tokens)?,
-        heads: int32("kv_heads", heads)?,
+        heads: int32("heads", heads)?,
         reserved: 0,
     };
+    let kernel = if widened { Kernel::Widen } else { Kernel::Copy };
     // SAFETY: the tensors reach as far as the places go, which the caller has checked, and views promise the memory
     // until the stream has run this.
-    unsafe { device.kernels.launch(Kernel::Copy, warps(units, rows), stream, &params) }
+    unsafe { device.kernels.launch(kernel, warps(units, rows), stream, &params) }
 }
 
 /// Writes the lower median of each channel over the tokens of both parts to `out`, f32 `[heads, dim]`; as

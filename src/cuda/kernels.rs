@@ -50,7 +50,12 @@ pub(super) enum Kernel {
     Combine,
     Merge,
     Copy,
+    Widen,
     Median,
+    QueryWeights,
+    ChannelScores,
+    ChooseChannels,
+    TokenWeights,
 }
 
 /// Query rows of the tiles that attention kernels exist for, smallest first.
@@ -66,7 +71,8 @@ pub(super) fn attend_rows(ragged: bool, dim: usize) -> &'static [u32] {
 impl Kernel {
     fn all() -> Vec<Self> {
         use Family::*;
-        let mut all = vec![Self::Combine, Self::Merge, Self::Copy, Self::Median];
+        let mut all = vec![Self::Combine, Self::Merge, Self::Copy, Self::Widen, Self::Median];
+        all.extend([Self::QueryWeights, Self::ChannelScores, Self::ChooseChannels, Self::TokenWeights]);
         for dtype in [DType::F16, DType::Bf16] {
             for dim in HEAD_DIMS {
                 let store =
@@ -88,8 +94,9 @@ impl Kernel {
     fn file(self) -> &'static str {
         match self {
             Self::Combine | Self::Merge => "merge",
-            Self::Copy => "copy",
+            Self::Copy | Self::Widen => "copy",
             Self::Median => "median",
+            Self::QueryWeights | Self::ChannelScores | Self::ChooseChannels | Self::TokenWeights => "score",
             Self::Typed(family, dtype, _) => match (family, dtype) {
                 (Family::Append | Family::AppendWeighted, _) => "append",
                 (Family::PruneToken | Family::PruneChannel, _) => "prune",
@@ -113,7 +120,12 @@ impl fmt::Display for Kernel {
             Self::Combine => return f.write_str("mst_combine"),
             Self::Merge => return f.write_str("mst_merge"),
             Self::Copy => return f.write_str("mst_copy"),
+            Self::Widen => return f.write_str("mst_widen"),
             Self::Median => return f.write_str("mst_median"),
+            Self::QueryWeights => return f.write_str("mst_query_weights"),
+            Self::ChannelScores => return f.write_str("mst_channel_scores"),
+            Self::ChooseChannels => return f.write_str("mst_choose_channels"),
+            Self::TokenWeights => return f.write_str("mst_token_weights"),
             Self::Typed(family, dtype, dim) => (family, dtype, dim),
         };
         let name = match family {

@@ -166,10 +166,12 @@ pub(crate) enum Kept {
     Batch,
     /// Where tokens are copied from and to.
     Places,
+    /// Where queries are.
+    Queries,
 }
 
 impl Kept {
-    const COUNT: usize = 2;
+    const COUNT: usize = 3;
 }
 
 #[derive(Debug, Default)]

@@ -13,6 +13,7 @@ mod memory;
 mod merge;
 mod params;
 mod plan;
+mod score;
 mod spmv;
 mod store;
 
@@ -20,6 +21,7 @@ pub(crate) use attend::{attend, attend_workspace};
 pub(crate) use cache::{copy_tokens, flat_places, median};
 pub(crate) use memory::{DeviceBuffer, Kept, Uploads};
 pub(crate) use merge::merge;
+pub(crate) use score::{query_weights, structured_weights, token_weights};
 pub(crate) use spmv::{spmv_key, spmv_value};
 pub(crate) use store::{append, compress, decompress, prune, validate};
 

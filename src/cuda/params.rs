@@ -279,8 +279,8 @@ structs! {
         tokens: i32,
     }
     CopySide {
-        from: *const u16,
-        to: *mut u16,
+        from: *const c_void,
+        to: *mut c_void,
         from_row_stride: i64,
         from_token_stride: i64,
         from_head_stride: i64,
@@ -288,7 +288,7 @@ structs! {
         to_token_stride: i64,
         to_head_stride: i64,
         dim: i32,
-        reserved: i32,
+        from_dtype: i32,
     }
     CopyParams {
         side: [CopySide; 2],
@@ -311,6 +311,58 @@ structs! {
         dim: i32,
         dtype: i32,
     }
+    QueriesParams {
+        q: *const c_void,
+        token_stride: i64,
+        head_stride: i64,
+        tokens: i32,
+        group: i32,
+        dtype: i32,
+        reserved: i32,
+    }
+    QueryWeightsParams {
+        queries: QueriesParams,
+        out: *mut f32,
+        dim: i32,
+        reserved: i32,
+    }
+    ScoredPart {
+        x: *const u16,
+        token_stride: i64,
+        head_stride: i64,
+        tokens: i32,
+        reserved: i32,
+    }
+    ChannelScoresParams {
+        part: [ScoredPart; 2],
+        queries: QueriesParams,
+        center: *const f32,
+        out: *mut f32,
+        dim: i32,
+        dtype: i32,
+        keep: i32,
+        reserved: i32,
+    }
+    TokenWeightsParams {
+        queries: QueriesParams,
+        lse: *const f32,
+        k: *const c_void,
+        out: *mut f32,
+        lse_token_stride: i64,
+        lse_head_stride: i64,
+        k_token_stride: i64,
+        k_head_stride: i64,
+        q_position: i32,
+        k_position: i32,
+        tokens: i32,
+        kv_heads: i32,
+        dim: i32,
+        k_dtype: i32,
+        sliding_window: i32,
+        scale: f32,
+        softcap: f32,
+        reserved: i32,
+    }
 }
 
 macro_rules! kernel_params {
@@ -322,6 +374,7 @@ macro_rules! kernel_params {
 kernel_params!(AppendParams, PruneParams, CompressParams, DecompressParams, ValidateParams);
 kernel_params!(AttendParams, CombineParams, MergeParams, SpmvKeyParams, SpmvValueParams);
 kernel_params!(CopyParams, MedianParams);
+kernel_params!(QueryWeightsParams, ChannelScoresParams, TokenWeightsParams);
 
 #[cfg(test)]
 #[allow(clippy::expect_used, clippy::unwrap_used)]
@@ -333,7 +386,9 @@ mod tests {
     #[test]
     fn the_headers_agree() {
         let mut source = String::from("#include <cstddef>\n");
-        for header in ["store_params.h", "attend_params.h", "spmv_params.h", "cache_params.h"] {
+        for header in
+            ["store_params.h", "attend_params.h", "spmv_params.h", "cache_params.h", "score_params.h"]
+        {
             writeln!(source, "#include \"mustafar/{header}\"").unwrap();
         }
         source.push_str("using namespace mustafar;\n");

@@ -1,8 +1,17 @@
 //! Scores of the strategies that look beyond magnitudes: weights for [`super::prune()`] and [`super::append()`] from
-//! queries, keys and log-sum-exps. The CPU backend has them; on CUDA they are [`Error::Unsupported`].
+//! queries, keys and log-sum-exps.
+//!
+//! Equal arguments give equal bits on every backend, instruction set and number of threads, and so do the masks that are
+//! made of them:
+//! - Sums over rows (tokens, or queries: token by token, in each the query heads of a KV head in order) go to 32 lanes, row r
+//!   to lane r mod 32 in rising order; then the upper half of the lanes is added to the lower one, until one is left.
+//! - Magnitudes and squares are added up in float64, where the square of a float32 is exact.
+//! - A dot product adds its channels in rising order in float32. There, and in exp and tanh, which are polynomials, each
+//!   operation is rounded by itself: none are fused.
 
 use crate::backend::{Context, Run, Stream};
 use crate::cpu::score as on_cpu;
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::MemMut;
@@ -32,20 +41,23 @@ pub struct QueryWeights<'a> {
 /// heads of the KV head. A NaN becomes infinity.
 ///
 /// # Errors
-/// Each names the argument: dtype, no tokens, heads that do not divide, memory too small; any call on CUDA.
+/// Each names the argument: dtype, no tokens, heads that do not divide, memory too small.
 pub fn query_weights(context: &Context, stream: Stream, mut args: QueryWeights<'_>) -> Result<()> {
     stream.check(context)?;
     let shape = args.q.shape;
     check_queries(&args.q, args.kv_heads)?;
-    let threads = host_threads(context, "query_weights")?;
-    let out = args.out.slice_mut("out", product("out", args.kv_heads, shape.dim)?)?;
-    on_cpu::query_weights(threads, &args.q, out)
+    let count = product("out", args.kv_heads, shape.dim)?;
+    match context.run() {
+        Run::Cpu(cpu) => on_cpu::query_weights(cpu, &args.q, args.out.slice_mut("out", count)?),
+        Run::Cuda(device) => cuda::query_weights(device, stream, &mut args),
+    }
 }
 
 /// Arguments of [`structured_weights`].
 #[derive(Debug)]
 pub struct StructuredWeights<'a> {
-    /// K or V of one sequence, f16 or bf16 `[1, tokens, kv_heads, dim]` each; together at least one token.
+    /// K or V of one sequence in one or two parts, f16 or bf16 `[1, tokens, kv_heads, dim]` each; together at least one
+    /// token.
     pub x: &'a [Tensor<'a>],
     /// Centre that is subtracted before `x` is judged, as [`super::AppendSide::center`]; batch 1.
     pub center: Option<Center<'a>>,
@@ -58,18 +70,19 @@ pub struct StructuredWeights<'a> {
 }
 
 /// Selection weights of `think` and `thinv`: infinity for the `keep` channels of the largest mean(q^2) * mean(x^2) of each
-/// KV head, 0 for the others; ties go to the lower channel. q^2 is averaged over tokens and query heads of the KV head.
+/// KV head, 0 for the others; ties go to the lower channel. q^2 is averaged over tokens and query heads of the KV head. What
+/// is compared are the products of the sums, rounded to float32; a NaN counts as infinity.
 ///
 /// With such weights and the same `keep`, token-direction selection takes exactly these channels of every row whose
 /// elements are finite.
 ///
 /// # Errors
 /// Each names the argument: dtypes, shapes that differ, no tokens, keep, centre of more than one sequence, memory too
-/// small; any call on CUDA.
+/// small.
 pub fn structured_weights(context: &Context, stream: Stream, mut args: StructuredWeights<'_>) -> Result<()> {
     stream.check(context)?;
-    let Some(first) = args.x.first() else {
-        return Err(Error::invalid("x", "empty", "at least one tensor"));
+    let (Some(first), true) = (args.x.first(), args.x.len() <= 2) else {
+        return Err(Error::invalid("x", format!("{} tensors", args.x.len()), "1 or 2"));
     };
     let (heads, dim) = (first.shape.heads, first.shape.dim);
     check::head_dim("x.dim", dim)?;
@@ -96,10 +109,15 @@ pub fn structured_weights(context: &Context, stream: Stream, mut args: Structure
         check_queries(q, heads)?;
         check::same("q.dim", q.shape.dim, dim, "dim of x")?;
     }
-    let threads = host_threads(context, "structured_weights")?;
-    let center = args.center.map(|c| HostCenter::new("center", &c, heads, dim)).transpose()?;
-    let out = args.out.slice_mut("out", product("out", heads, dim)?)?;
-    on_cpu::structured_weights(threads, args.x, center, args.q.as_ref(), args.keep, out)
+    let count = product("out", heads, dim)?;
+    match context.run() {
+        Run::Cpu(cpu) => {
+            let center = args.center.map(|c| HostCenter::new("center", &c, heads, dim)).transpose()?;
+            let out = args.out.slice_mut("out", count)?;
+            on_cpu::structured_weights(cpu, args.x, center, args.q.as_ref(), args.keep, out)
+        }
+        Run::Cuda(device) => cuda::structured_weights(device, stream, &mut args),
+    }
 }
 
 /// Arguments of [`token_weights`].
@@ -126,11 +144,13 @@ pub struct TokenWeights<'a> {
 }
 
 /// Token weights of `Vc_Opa`: per token and KV head the attention weight exp(score - lse), summed over the queries that
-/// see the token and over the query heads of the KV head. A NaN becomes infinity.
+/// see the token and over the query heads of the KV head. A weight below exp(-87.3) counts as 0, one above exp(88) and a NaN
+/// as infinity.
+///
+/// On CUDA the log-sum-exps of [`super::attend()`] differ from those of the CPU by rounding, and so may masks then.
 ///
 /// # Errors
-/// Each names the argument: dtypes, shapes that differ, no queries, scalars out of range, memory too small; any call on
-/// CUDA.
+/// Each names the argument: dtypes, shapes that differ, no queries, positions and scalars out of range, memory too small.
 pub fn token_weights(context: &Context, stream: Stream, mut args: TokenWeights<'_>) -> Result<()> {
     stream.check(context)?;
     let (q, k) = (args.q.shape, args.k.shape);
@@ -144,22 +164,44 @@ pub fn token_weights(context: &Context, stream: Stream, mut args: TokenWeights<'
     check::same("lse.heads", args.lse.shape.heads, q.heads, "heads of q")?;
     check::same("lse.dim", args.lse.shape.dim, 1, "one value per query and head")?;
     check::scalars(args.scale, args.softcap, args.sliding_window)?;
-    let threads = host_threads(context, "token_weights")?;
-    let out = args.out.slice_mut("out", product("out", k.tokens, k.heads)?)?;
-    on_cpu::token_weights(
-        threads,
-        &on_cpu::Attention {
-            q: &args.q,
-            lse: args.lse.rows("lse")?,
-            q_position: args.q_position,
-            k: &args.k,
-            k_position: args.k_position,
-            scale: args.scale.unwrap_or(1.0 / (q.dim as f32).sqrt()),
-            softcap: args.softcap,
-            sliding_window: args.sliding_window,
-        },
-        out,
-    )
+    check_position("q_position", args.q_position, q.tokens)?;
+    check_position("k_position", args.k_position, k.tokens)?;
+    let count = product("out", k.tokens, k.heads)?;
+    match context.run() {
+        Run::Cpu(cpu) => {
+            let attention = on_cpu::Attention {
+                q: &args.q,
+                lse: args.lse.rows("lse")?,
+                q_position: args.q_position as i32,
+                k: &args.k,
+                k_position: args.k_position as i32,
+                scale: args.scale(),
+                softcap: args.softcap,
+                sliding_window: args.sliding_window(),
+            };
+            on_cpu::token_weights(cpu, &attention, args.out.slice_mut("out", count)?)
+        }
+        Run::Cuda(device) => cuda::token_weights(device, stream, &mut args),
+    }
+}
+
+impl TokenWeights<'_> {
+    pub(crate) fn scale(&self) -> f32 {
+        self.scale.unwrap_or(1.0 / (self.q.shape.dim as f32).sqrt())
+    }
+
+    /// More positions than there are if it is off.
+    pub(crate) fn sliding_window(&self) -> i32 {
+        self.sliding_window.and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX)
+    }
+}
+
+/// Positions are i32 in the backends.
+fn check_position(argument: &'static str, position: usize, tokens: usize) -> Result<()> {
+    match position.checked_add(tokens) {
+        Some(n) if n <= i32::MAX as usize => Ok(()),
+        _ => Err(Error::invalid(argument, format!("{position} with {tokens} tokens"), "together below 2^31")),
+    }
 }
 
 fn check_queries(q: &Tensor<'_>, kv_heads: usize) -> Result<()> {
@@ -178,11 +220,4 @@ fn check_queries(q: &Tensor<'_>, kv_heads: usize) -> Result<()> {
 
 fn product(argument: &'static str, a: usize, b: usize) -> Result<usize> {
     a.checked_mul(b).ok_or(Error::Overflow { argument })
-}
-
-fn host_threads(context: &Context, op: &'static str) -> Result<usize> {
-    match context.run() {
-        Run::Cpu(cpu) => Ok(cpu.threads),
-        Run::Cuda(_) => Err(Error::unsupported("context", format!("CUDA for {op}"), "the CPU backend")),
-    }
 }

@@ -26,12 +26,12 @@ pub fn query_weights(queries: &[Vec<f64>], tokens: usize) -> Vec<f32> {
 }
 
 /// `think` (with queries as above) and `thinv` (without): infinity for the `keep` channels of the largest sum of x^2 times
-/// sum of q^2, 0 for the others; of equal ones the lower channel is kept. `x` has a row for each token of a KV head. (Means
-/// would differ from sums by the same factor for all channels.)
+/// sum of q^2, rounded to float32, 0 for the others; of equal ones the lower channel is kept. `x` has a row for each token of a
+/// KV head. (Means would differ from sums by the same factor for all channels.)
 pub fn structured_weights(x: &[Vec<f64>], queries: Option<&[Vec<f64>]>, keep: usize) -> Vec<f32> {
     let squares = |rows: &[Vec<f64>], c: usize| rows.iter().map(|row| row[c] * row[c]).sum::<f64>();
-    let score = |c: usize| defined(squares(x, c) * queries.map_or(1.0, |q| squares(q, c)));
-    let scores: Vec<f64> = (0..x[0].len()).map(score).collect();
+    let score = |c: usize| defined(squares(x, c) * queries.map_or(1.0, |q| squares(q, c))) as f32;
+    let scores: Vec<f32> = (0..x[0].len()).map(score).collect();
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     let mut weights = vec![0.0; scores.len()];

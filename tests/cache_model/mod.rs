@@ -3,11 +3,12 @@
 
 use crate::common::device;
 use crate::common::{Dense, Dist, Layout, Rng, Tolerance, assert_close, attention, is_cuda, run, values_of};
+use mustafar::ops::{self, TokenWeights};
 use mustafar::reference::score::{self, Query};
 use mustafar::reference::{self, Row, Scoring, Token};
 use mustafar::{
-    Cache, CacheAttend, CacheBytes, CacheConfig, CacheQueries, CenterMode, Context, DType, Error, PageFormat,
-    SequenceId, Strategy, Stream, ValueType,
+    Cache, CacheAttend, CacheBytes, CacheConfig, CacheQueries, CenterMode, Context, DType, Error, MemMut,
+    PageFormat, SequenceId, Strategy, Stream, ValueType,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -165,6 +166,43 @@ impl Layer {
         }
     }
 
+    /// The attention that keys of one head get, the first of which stands at `first`. By the op, since float32 rounds
+    /// each weight; `tests/score.rs` compares it with the reference.
+    fn token_weights(
+        &self,
+        config: &CacheConfig,
+        queries: &[Query],
+        keys: &[Bits1],
+        first: usize,
+    ) -> Vec<f32> {
+        let group = config.q_heads / config.kv_heads;
+        let shape = |tokens, heads, dim| Layout::TokensFirst.shape(1, tokens, heads, dim);
+        let (n, dim) = (queries.len() / group, config.k.head_dim());
+        let mut q = Dense::poisoned(DType::F32, shape(n, group, dim));
+        let mut lse = Dense::poisoned(DType::F32, shape(n, group, 1));
+        for (i, query) in queries.iter().enumerate() {
+            q.set_row(0, i / group, i % group, &query.q);
+            lse.set_row(0, i / group, i % group, &[query.lse]);
+        }
+        let mut k = Dense::poisoned(config.dtype(config.k), shape(keys.len(), 1, dim));
+        keys.iter().enumerate().for_each(|(t, key)| k.set_row_bits(0, t, 0, key));
+        let (scale, softcap, sliding_window) = self.scoring;
+        let mut out = vec![f32::NAN; keys.len()];
+        let args = TokenWeights {
+            q: q.view(),
+            lse: lse.view(),
+            q_position: self.end - 1,
+            k: k.view(),
+            k_position: first,
+            scale,
+            softcap,
+            sliding_window,
+            out: MemMut::host(&mut out),
+        };
+        ops::token_weights(&Context::cpu(1).unwrap(), Stream::NONE, args).unwrap();
+        out
+    }
+
     /// Compresses `due` more tokens.
     fn compress(&mut self, config: &CacheConfig, layer: usize, due: usize) {
         let first = config.sinks + self.compressed;
@@ -203,19 +241,9 @@ impl Layer {
                 _ => None,
             };
             let v_weights = if config.v_strategy == Strategy::Thinv { fixed(1) } else { None };
-            let token_weights = (config.v_strategy == Strategy::VcOpa).then(|| -> Vec<f32> {
-                let (scale, softcap, sliding_window) = self.scoring;
-                let scoring = Scoring {
-                    scale: scale.map_or(Scoring::new(config.k.head_dim()).scale, f64::from),
-                    softcap: softcap.map(f64::from),
-                    first: 0,
-                    sliding_window,
-                };
+            let token_weights = (config.v_strategy == Strategy::VcOpa).then(|| {
                 let dense: Vec<Bits1> = tokens.clone().map(|t| self.k[t][head].clone()).collect();
-                let keys = numbers(config.dtype(config.k), &dense);
-                let weigh =
-                    |(i, k): (usize, &Vec<f64>)| score::token_weight(&queries, k, first + i, &scoring);
-                keys.iter().enumerate().map(weigh).collect()
+                self.token_weights(config, &queries, &dense, first)
             });
             let k = select(config, config.k_strategy, k_format, &k, k_weights.as_deref(), None);
             let v = select(
@@ -721,7 +749,9 @@ impl Pair {
             softcap: None,
             sliding_window: None,
         };
-        self.cache.append_with_queries(Stream::NONE, layer, ids, k.view(), v.view(), queries).unwrap();
+        let Self { cache, model } = self;
+        let kv = [k.view(), v.view()];
+        run::cache_append_with_queries(&model.context, cache, layer, ids, kv, queries).unwrap();
     }
 
     /// Appends `tokens` random tokens to every layer of every sequence named.

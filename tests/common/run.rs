@@ -5,11 +5,11 @@
 use super::device::{DeviceCopy, TestStream, exclusive};
 use mustafar::ops::{
     self, Append, AppendSide, Attend, Center, Compress, Compressed, Decompress, Dense, Merge, NO_VIOLATION,
-    Prune, SpmvKey, SpmvValue, Validate,
+    Prune, QueryWeights, SpmvKey, SpmvValue, StructuredWeights, TokenWeights, Validate,
 };
 use mustafar::{
-    Backend, Cache, CacheAttend, Context, DeviceErrors, Error, Mem, MemMut, PagePool, PagePoolMut, Result,
-    SequenceId, Sequences, Stream, Tensor, TensorMut,
+    Backend, Cache, CacheAttend, CacheQueries, Context, DeviceErrors, Error, Mem, MemMut, PagePool,
+    PagePoolMut, Result, SequenceId, Sequences, Stream, Tensor, TensorMut,
 };
 
 /// Copies of the views of one call.
@@ -292,6 +292,46 @@ pub fn merge(context: &Context, mut args: Merge<'_>) -> Result<()> {
     on_device(context, s, |stream| ops::merge(context, stream, args)).map(Staging::finish)
 }
 
+pub fn query_weights(context: &Context, args: QueryWeights<'_>) -> Result<()> {
+    if is_cpu(context) {
+        return ops::query_weights(context, Stream::NONE, args);
+    }
+    let mut s = Staging::default();
+    let args = QueryWeights { q: s.tensor(&args.q), kv_heads: args.kv_heads, out: s.mem_mut(args.out) };
+    on_device(context, s, |stream| ops::query_weights(context, stream, args)).map(Staging::finish)
+}
+
+pub fn structured_weights(context: &Context, args: StructuredWeights<'_>) -> Result<()> {
+    if is_cpu(context) {
+        return ops::structured_weights(context, Stream::NONE, args);
+    }
+    let mut s = Staging::default();
+    let x: Vec<_> = args.x.iter().map(|x| s.tensor(x)).collect();
+    let args = StructuredWeights {
+        x: &x,
+        center: s.center(&args.center),
+        q: args.q.map(|q| s.tensor(&q)),
+        keep: args.keep,
+        out: s.mem_mut(args.out),
+    };
+    on_device(context, s, |stream| ops::structured_weights(context, stream, args)).map(Staging::finish)
+}
+
+pub fn token_weights(context: &Context, args: TokenWeights<'_>) -> Result<()> {
+    if is_cpu(context) {
+        return ops::token_weights(context, Stream::NONE, args);
+    }
+    let mut s = Staging::default();
+    let args = TokenWeights {
+        q: s.tensor(&args.q),
+        lse: s.tensor(&args.lse),
+        k: s.tensor(&args.k),
+        out: s.mem_mut(args.out),
+        ..args
+    };
+    on_device(context, s, |stream| ops::token_weights(context, stream, args)).map(Staging::finish)
+}
+
 /// [`Cache::append_batch`], or [`Cache::append`] for one sequence.
 pub fn cache_append(
     context: &Context,
@@ -311,6 +351,25 @@ pub fn cache_append(
     let mut s = Staging::default();
     let (k, v) = (s.tensor(&k), s.tensor(&v));
     on_device(context, s, |stream| call(stream, k, v)).map(Staging::finish)
+}
+
+pub fn cache_append_with_queries(
+    context: &Context,
+    cache: &mut Cache,
+    layer: usize,
+    ids: &[SequenceId],
+    [k, v]: [Tensor<'_>; 2],
+    queries: CacheQueries<'_>,
+) -> Result<()> {
+    let mut call = |stream, k, v, queries| cache.append_with_queries(stream, layer, ids, k, v, queries);
+    if is_cpu(context) {
+        return call(Stream::NONE, k, v, queries);
+    }
+    let mut s = Staging::default();
+    let (k, v) = (s.tensor(&k), s.tensor(&v));
+    let lse = queries.lse.map(|lse| s.tensor(&lse));
+    let queries = CacheQueries { q: s.tensor(&queries.q), lse, ..queries };
+    on_device(context, s, |stream| call(stream, k, v, queries)).map(Staging::finish)
 }
 
 pub fn cache_attend(context: &Context, cache: &mut Cache, mut args: CacheAttend<'_>) -> Result<()> {

@@ -3,11 +3,11 @@
 use crate::common::device::DeviceCopy;
 use crate::common::{Rng, Tolerance, assert_close};
 use crate::support::{F16, F32, init, ok, tensor, tensor_mut, uniform};
-use mustafar::DType;
 use mustafar::capi::cache::attend::{mustafar_cache_attend, mustafar_cache_attend_args};
 use mustafar::capi::cache::config::mustafar_cache_config;
 use mustafar::capi::cache::sequence::{
-    mustafar_cache_append, mustafar_cache_len, mustafar_cache_sequence_create, mustafar_cache_sequence_fork,
+    mustafar_cache_append, mustafar_cache_append_with_queries, mustafar_cache_len, mustafar_cache_queries,
+    mustafar_cache_sequence_create, mustafar_cache_sequence_fork,
 };
 use mustafar::capi::cache::snapshot::{
     mustafar_cache_restore, mustafar_cache_save, mustafar_cache_save_size,
@@ -16,6 +16,7 @@ use mustafar::capi::cache::{mustafar_cache, mustafar_cache_create, mustafar_cach
 use mustafar::capi::context::{
     mustafar_context, mustafar_context_config, mustafar_context_create, mustafar_context_destroy,
 };
+use mustafar::{DType, Strategy};
 use std::ptr;
 
 const D: usize = 128;
@@ -30,11 +31,13 @@ struct Decode {
 }
 
 impl Decode {
-    fn new(backend: u32) -> Self {
+    fn new(backend: u32, [k_strategy, v_strategy]: [Strategy; 2]) -> Self {
         let format = uniform(D as u32, 64, 50);
         let config = mustafar_cache_config {
             k: &format,
             v: &format,
+            k_strategy: k_strategy as u32,
+            v_strategy: v_strategy as u32,
             max_tokens: 1024,
             layers: 1,
             q_heads: Q as u32,
@@ -83,6 +86,27 @@ impl Decode {
                 let (k, v) = (tensor(k), tensor(v));
                 // SAFETY: a live handle; the tensors describe the copies, which outlive the synchronous read after.
                 ok(unsafe { mustafar_cache_append(self.cache, 0, sequence, &k, &v, ptr::null_mut()) });
+            });
+        });
+    }
+
+    /// As [`Decode::append`], with the queries of the last tokens.
+    fn prompt(&self, sequence: u64, k: &[u8], v: &[u8], q: &[u8]) {
+        let tokens = |bytes: &[u8], heads: usize| (bytes.len() / (2 * heads * D)) as i64;
+        let sizes = [1, tokens(k, KV), KV as i64, D as i64];
+        let of_queries = [1, tokens(q, Q), Q as i64, D as i64];
+        self.placed(k, |k| {
+            self.placed(v, |v| {
+                self.placed(q, |q| {
+                    let [k, v] = [k, v].map(|data| tensor(data as *const _, F16, sizes));
+                    let q = tensor(q as *const _, F16, of_queries);
+                    let queries = mustafar_cache_queries { q: &q, ..init() };
+                    let (cache, stream) = (self.cache, ptr::null_mut());
+                    // SAFETY: as in `append`.
+                    ok(unsafe {
+                        mustafar_cache_append_with_queries(cache, 0, &sequence, 1, &k, &v, &queries, stream)
+                    });
+                });
             });
         });
     }
@@ -146,14 +170,26 @@ fn normal_f16(rng: &mut Rng, count: usize) -> Vec<u8> {
 #[test]
 fn a_cache_decodes_through_c_as_on_the_cpu() {
     let Some(_gpu) = crate::gpu() else { return };
-    let (host, device) = (Decode::new(0), Decode::new(1));
+    for strategies in [[Strategy::KtMag, Strategy::VtMag], [Strategy::KtOpa, Strategy::Thinv]] {
+        decode(strategies);
+    }
+}
+
+fn decode(strategies: [Strategy; 2]) {
+    let (host, device) = (Decode::new(0, strategies), Decode::new(1, strategies));
     let mut rng = Rng::new(77);
     let (a, b) = (host.sequence(), device.sequence());
     // A prompt, then decoding across the next compression.
     for tokens in [150, 1, 1, 40, 1, 30, 1] {
         let (k, v) = (normal_f16(&mut rng, tokens * KV * D), normal_f16(&mut rng, tokens * KV * D));
-        host.append(a, &k, &v);
-        device.append(b, &k, &v);
+        if tokens == 150 {
+            let q = normal_f16(&mut rng, 20 * Q * D);
+            host.prompt(a, &k, &v, &q);
+            device.prompt(b, &k, &v, &q);
+        } else {
+            host.append(a, &k, &v);
+            device.append(b, &k, &v);
+        }
         assert_eq!(host.len(a), device.len(b));
         let q = normal_f16(&mut rng, Q * D);
         let tolerance = Tolerance::on_cuda(DType::F16, DType::F32, 4.0);

@@ -7,11 +7,11 @@ use cudarc::driver::{result, sys};
 use mustafar::ops;
 
 /// An executable graph.
-struct Graph(sys::CUgraphExec);
+pub struct Graph(sys::CUgraphExec);
 
 impl Graph {
     /// What `work` submits to the stream. In global mode any call that is not allowed during a capture fails.
-    fn capture(stream: &TestStream, work: impl FnOnce()) -> Self {
+    pub fn capture(stream: &TestStream, work: impl FnOnce()) -> Self {
         // SAFETY: the stream is alive; the graph comes from the driver and is destroyed once.
         unsafe {
             let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_GLOBAL;
@@ -25,7 +25,7 @@ impl Graph {
         }
     }
 
-    fn launch(&self, stream: &TestStream) {
+    pub fn launch(&self, stream: &TestStream) {
         // SAFETY: both are alive.
         unsafe { result::graph::launch(self.0, stream.raw()) }.unwrap();
         stream.synchronize();

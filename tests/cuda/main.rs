@@ -10,6 +10,7 @@ mod errors;
 mod graph;
 mod large;
 mod refusals;
+mod score;
 mod step;
 mod streams;
 #[path = "../capi/support.rs"]

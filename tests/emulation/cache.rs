@@ -1,4 +1,4 @@
-//! The kernels of a cache: `copy` and `median`.
+//! The kernels of a cache: `copy`, `widen` and `median`.
 
 use crate::common::{DTYPES, Dense, Dist, Layout, Rng};
 use crate::emulator::{Launch, dtype_code, floats, le, run};
@@ -46,6 +46,37 @@ fn copies_runs_of_tokens() {
     let results = run(&launches);
     for (i, output, to) in expected {
         assert!(results.get(i, output) == &to.bytes[..], "launch {i}");
+    }
+}
+
+#[test]
+fn widens_runs_of_tokens() {
+    let mut rng = Rng::new(63);
+    let heads = 3usize;
+    let places: [[i32; 5]; 3] = [[0, 1, 2, 30, 2], [1, 0, 0, 3, 1], [0, 3, 1, 0, 1]];
+    let mut launch = Launch::new("mst_widen".to_owned(), [(3 * 2 * heads).div_ceil(4), 2, 1], 128);
+    let mut expected = Vec::new();
+    for (dtype, dim, layout) in [(DType::Bf16, 96, Layout::Gaps), (DType::F32, 1, Layout::HeadsFirst)] {
+        let from = Dense::random(&mut rng, Dist::Normal, dtype, layout.shape(2, 4, heads, dim));
+        let mut to = Dense::poisoned(DType::F32, Layout::TokensFirst.shape(3, 32, heads, dim));
+        let (source, target) = (launch.buffer(&from.bytes), launch.buffer(&to.bytes));
+        launch.pointer(Some(source)).pointer(Some(target));
+        for shape in [from.shape, to.shape] {
+            launch.long(shape.batch_stride).long(shape.token_stride).long(shape.head_stride);
+        }
+        launch.int(dim).int(dtype_code(dtype));
+        for [from_row, from_token, to_row, to_token, tokens] in places.map(|p| p.map(|n| n as usize)) {
+            for (t, h) in (0..tokens).flat_map(|t| (0..heads).map(move |h| (t, h))) {
+                to.set_row(to_row, to_token + t, h, &from.row(from_row, from_token + t, h));
+            }
+        }
+        expected.push((target, to));
+    }
+    let places_buffer = launch.buffer(&le(&places.concat(), i32::to_le_bytes));
+    launch.pointer(Some(places_buffer)).int(places.len()).int(2).int(heads).int(0);
+    let results = run(&[launch]);
+    for (target, to) in expected {
+        assert!(results.get(0, target) == &to.bytes[..]);
     }
 }
 

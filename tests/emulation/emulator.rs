@@ -47,9 +47,14 @@ impl Launch {
     /// The same launch with other contents in its `index`-th buffer.
     pub(crate) fn with_buffer(&self, index: usize, bytes: &[u8]) -> Self {
         let mut other = self.clone();
-        assert_eq!(other.buffers[index].len(), bytes.len());
-        other.buffers[index] = bytes.to_vec();
+        other.set_buffer(Buffer(index), bytes);
         other
+    }
+
+    /// Other contents for one of its buffers.
+    pub(crate) fn set_buffer(&mut self, buffer: Buffer, bytes: &[u8]) {
+        assert_eq!(self.buffers[buffer.0].len(), bytes.len());
+        self.buffers[buffer.0] = bytes.to_vec();
     }
 
     /// The next field of the parameter struct: a pointer, null for `None`.
@@ -214,8 +219,9 @@ fn build() -> PathBuf {
 }
 
 /// Unaligned and out-of-bounds accesses end the program; so does every warning.
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
     "-std=c++17",
+    "-ffp-contract=off",
     "-O1",
     "-g1",
     "-fsanitize=address,undefined",

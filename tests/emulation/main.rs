@@ -23,4 +23,5 @@ mod emulator;
 mod merge;
 mod pages;
 mod prune;
+mod score;
 mod spmv;

@@ -52,7 +52,8 @@ pub struct mustafar_token_weights_args {
     pub q: *const mustafar_tensor,
     /// Their natural-log log-sum-exps as mustafar_attend gives them, f32 [1, tokens of q, q_heads, 1]. Required.
     pub lse: *const mustafar_tensor,
-    /// Position of the newest query in its sequence; the others stand one before another.
+    /// Position of the newest query in its sequence; the others stand one before another. With their number below 2^31, as
+    /// that of the first key with the number of keys.
     pub q_position: i64,
     /// Keys as the queries saw them, f16, bf16 or f32 [1, tokens, kv_heads, dim]. Required.
     pub k: *const mustafar_tensor,
@@ -81,11 +82,12 @@ extensible!(mustafar_token_weights_args, first_release_ends_with out, {
 ///
 /// @param context  The context.
 /// @param args     Queries and destination.
-/// @param stream   NULL.
-/// @return SUCCESS; UNSUPPORTED on CUDA; INVALID_ARGUMENT for shapes and dtypes; NULL_POINTER, MISALIGNED, OVERFLOW,
-///         VERSION_MISMATCH as docs/c-api.md describes.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
+/// @return SUCCESS; INVALID_ARGUMENT for shapes, dtypes and ranges; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH as
+///         docs/c-api.md describes.
 ///
-/// Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates sums. Deterministic: yes, the same
+/// bits on every backend. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_query_weights(
     context: *const mustafar_context,
@@ -111,10 +113,11 @@ pub unsafe extern "C" fn mustafar_query_weights(
 ///
 /// @param context  The context.
 /// @param args     Tokens, queries and destination.
-/// @param stream   NULL.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return As mustafar_query_weights.
 ///
-/// Async: no. Graph capture: no. Workspace: none. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates sums. Deterministic: yes, the same
+/// bits on every backend. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_structured_weights(
     context: *const mustafar_context,
@@ -143,14 +146,16 @@ pub unsafe extern "C" fn mustafar_structured_weights(
 }
 
 /// Token weights of the strategy Vc_Opa for mustafar_prune: per token and KV head the attention weight exp(score - lse),
-/// summed over the queries that see the token and over the query heads of the KV head. A NaN becomes infinity.
+/// summed over the queries that see the token and over the query heads of the KV head. A weight below exp(-87.3) counts as
+/// 0, one above exp(88) and a NaN as infinity.
 ///
 /// @param context  The context.
 /// @param args     Queries, keys and destination.
-/// @param stream   NULL.
+/// @param stream   CUDA stream, NULL the default one; NULL on the CPU backend.
 /// @return As mustafar_query_weights.
 ///
-/// Async: no. Graph capture: no. Workspace: none; it allocates the queries in float. Deterministic: yes. Thread-safe: yes.
+/// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: none; on the CPU it allocates the queries in float.
+/// Deterministic: yes, the same bits on every backend. Thread-safe: yes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mustafar_token_weights(
     context: *const mustafar_context,

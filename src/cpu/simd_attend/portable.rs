@@ -74,12 +74,12 @@ pub(super) fn softmax_with<const FMA: bool>(scores: &mut [f32], softmax: &Softma
     let mut chunks = scores.chunks_exact_mut(LANES);
     for chunk in chunks.by_ref() {
         for i in 0..LANES {
-            chunk[i] = math::exp_nonpositive::<FMA>(chunk[i] - base);
+            chunk[i] = math::exp::<FMA>(chunk[i] - base);
             sums[i] += chunk[i];
         }
     }
     for (s, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
-        *s = math::exp_nonpositive::<FMA>(*s - base);
+        *s = math::exp::<FMA>(*s - base);
         *sum += *s;
     }
     (max, tree_sum(sums))

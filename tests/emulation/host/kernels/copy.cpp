@@ -3,3 +3,4 @@
 #include "registry.h"
 
 EMULATE(mustafar::CopyParams, mst_copy)
+EMULATE(mustafar::CopyParams, mst_widen)
