@@ -1,5 +1,5 @@
-// Parameter structs of the kernels that a cache needs besides the ops: copy, widen and median. The rules of params.h
-// hold; the launching side mirrors these field by field.
+// Parameter structs of the kernels that a cache needs besides the ops: copy, widen and median. The rules of
+// params.h hold; the launching side mirrors these field by field.
 #pragma once
 
 #include "mustafar/params.h"
@@ -30,8 +30,8 @@ struct CopySide {
   int32_t from_dtype;  // read by widen
 };
 
-// copy.cu, copy and widen. Grid (ceil(units / kCopyWarps), sides), units = places * max_tokens * heads < 2^31; block 32 *
-// kCopyWarps threads. What is written is not read.
+// copy.cu, copy and widen. Grid (ceil(units / kCopyWarps), sides), units = places * max_tokens * heads <
+// 2^31; block 32 * kCopyWarps threads. What is written is not read.
 struct CopyParams {
   CopySide side[2];  // side[blockIdx.y]
   const CopyPlace* places;
