@@ -76,11 +76,11 @@ SHAPES = [
 class Pages:
     """mustafar's own storage of the same tokens."""
 
-    def __init__(self, library, context, k, v, keep):
+    def __init__(self, library, context, k, v, keep, values):
         self.library, self.context = library, context
         batch, tokens, heads, dim = k.shape
         pages = -(-tokens // PAGE_TOKENS)
-        page = Format(value_type=VALUE_TYPES[str(k.dtype).removeprefix("torch.")], head_dim=dim, page_tokens=PAGE_TOKENS, keep=keep)
+        page = Format(value_type=VALUE_TYPES[values], head_dim=dim, page_tokens=PAGE_TOKENS, keep=keep)
         self.bytes = 2 * batch * pages * heads * library.page_bytes(page)
         self.pools = []
         for _ in range(2):
@@ -99,7 +99,7 @@ class Pages:
 
     def attend(self, q, split=0):
         batch = q.shape[0]
-        q = q[None, :, 0]
+        q = q.flatten(0, 1)[None]
         self.out = torch.empty_like(q)
         pages = Compressed(k=self.pools[0], v=self.pools[1], sequences=self.sequences)
         args = AttendArgs(q=tensor(q), out=tensor(self.out), batch=batch, compressed=pages, split_tokens=split)
@@ -205,7 +205,7 @@ def compare(library, context, shape, options, flush, sparsities=SPARSITIES):
     calls, touched = {}, {}
     for sparsity in sparsities:
         keep = dim - int(sparsity * dim)
-        pages = Pages(library, context, k, v, keep)
+        pages = Pages(library, context, k, v, keep, options.dtype)
         for split in [0, *options.split]:
             name = f"keep {keep}" + (f" split {split}" if split else "")
             calls[name], touched[name] = pages.attend(q, split), pages.bytes

@@ -10,9 +10,14 @@
 
 namespace mustafar {
 
-// A warp's packed values: one tile, shifted by up to 7 values to line up with its place in the page.
 template <int kDim>
-constexpr int kAppendStage = kTileRows * kDim + 8;
+using AppendCodes = CodeStage<kDim, kTileRows>;
+
+// A warp's packed values: one tile, shifted by up to 7 values to line up with its place in the page; or what
+// codes need. In 16-bit values.
+template <int kDim>
+constexpr int kAppendStage =
+    kTileRows * kDim + 8 > AppendCodes<kDim>::kSize ? kTileRows * kDim + 8 : AppendCodes<kDim>::kSize;
 
 // Where slots lie in one head of a pool.
 struct SlotMap {
@@ -102,9 +107,13 @@ __device__ __forceinline__ void append(const AppendParams& p, uint16_t* stage) {
   const int64_t slot0 = __shfl_sync(kFullWarp, my_slot, 0);
   const bool in_run = lane >= rows || (my_slot >= 0 && my_slot == slot0 + lane);
   const bool run = __all_sync(kFullWarp, in_run) && map.row(slot0) + rows <= p.page_tokens;
-  uint16_t* const packed =
-      stage +
-      (has_codes(side.pool.value_type) ? kCodeRoom : (run ? run_shift(map.values<uint16_t>(slot0)) : 0));
+  const int32_t value_type = side.pool.value_type;
+  const bool coded = has_codes(value_type);
+  // What leaves lines up with its place in the page, in bytes.
+  const int shift = !run    ? 0
+                    : coded ? run_shift(map.values<uint8_t>(slot0))
+                            : 2 * run_shift(map.values<uint16_t>(slot0));
+  uint8_t* const packed = reinterpret_cast<uint8_t*>(stage) + shift;
 
   // Not unrolled and nothing loaded ahead: fewer registers, hence more warps, hide more than either would.
 #pragma unroll 1
@@ -127,40 +136,44 @@ __device__ __forceinline__ void append(const AppendParams& p, uint16_t* stage) {
     const uint32_t bitmap = to_bitmap<kDim>(kept, t);
     uint32_t row_count;
     const uint32_t starts = chunk_starts<kDim>(kept, t, row_count);
+    uint16_t* const values =
+        coded ? stage + AppendCodes<kDim>::kRowsAt + lane / L::kPerRow * AppendCodes<kDim>::kRow
+              : reinterpret_cast<uint16_t*>(packed) + row * keep;
     if (slot >= 0) {
       if (t < kDim / 32) {
         uint32_t* bitmap_row = reinterpret_cast<uint32_t*>(map.page(slot) + map.row(slot) * (kDim / 8));
         bitmap_row[bitmap_word<kDim>(t)] = bitmap;
       }
-      pack_chunks<kDim>(words, kept, starts, packed + row * keep);
+      pack_chunks<kDim>(words, kept, starts, values);
     }
-  }
-  const int32_t value_type = side.pool.value_type;
-  if (!has_codes(value_type)) {
-    copy_rows(map, packed, rows, my_slot, run, lane);
-    return;
-  }
-  __syncwarp();
-  const int shift = run ? run_shift(map.values<uint8_t>(__shfl_sync(kFullWarp, my_slot, 0))) : 0;
-  uint8_t* const codes = reinterpret_cast<uint8_t*>(stage) + shift;
-#pragma unroll 1
-  for (int row = 0; row < rows; ++row) {
-    const int64_t slot = __shfl_sync(kFullWarp, my_slot, row);
-    if (slot >= 0) {
-      const uint16_t scale = encode_row<T>(codes + row * map.keep, stage + kCodeRoom + row * map.keep,
-                                           map.keep, value_type, lane);
-      if (lane == 0) {
+    if (coded) {
+      if (t == 0) {
+        values[keep] = 0;
+      }
+      __syncwarp();
+      const int count = slot >= 0 ? keep : 0;
+      const uint16_t scale = encode_row<T, L::kPerRow>(packed + row * keep, values, count, value_type, t);
+      if (slot >= 0 && t == 0) {
         *map.scale(slot) = scale;
       }
+      __syncwarp();  // the next rows take the place of these
     }
   }
-  copy_rows(map, codes, rows, my_slot, run, lane);
+  if (coded) {
+    copy_rows(map, packed, rows, my_slot, run, lane);
+  } else {
+    copy_rows(map, reinterpret_cast<uint16_t*>(packed), rows, my_slot, run, lane);
+  }
 }
+
+// CTAs per multiprocessor that registers allow; left alone, the compiler takes more of them than it needs.
+constexpr int append_ctas(int dim, bool weighted) { return dim == 256 ? 6 : weighted ? 7 : 9; }
 
 }  // namespace mustafar
 
 #define MST_APPEND(name, dtype, dim, weighted)                                                   \
-  extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps)                       \
+  extern "C" __global__ void __launch_bounds__(32 * mustafar::kStoreWarps,                       \
+                                               mustafar::append_ctas(dim, weighted))             \
       name(const __grid_constant__ mustafar::AppendParams params) {                              \
     __shared__ __align__(16) uint16_t stage[mustafar::kStoreWarps][mustafar::kAppendStage<dim>]; \
     mustafar::append<mustafar::dtype, dim, weighted>(params, stage[threadIdx.x / 32]);           \

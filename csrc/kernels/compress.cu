@@ -9,12 +9,17 @@ namespace mustafar {
 
 constexpr int kMaxPageTokens = 128;
 
+// Of the codes of the rows that a warp holds.
+template <int kDim>
+using CompressCodes = CodeStage<kDim, Lanes<kDim>::kRows>;
+
 // What the warps of a CTA share about their page.
 template <int kDim>
 struct CompressShared {
-  uint16_t stage[kStoreWarps][Lanes<kDim>::kRows * kDim + 8];  // packed values of the rows a warp holds
-  uint32_t kept[kMaxPageTokens * Lanes<kDim>::kPerRow];        // by row and lane of the row
-  uint32_t offsets[kMaxPageTokens + 1];                        // counts at first, then where rows start
+  uint16_t stage[kStoreWarps]
+                [CompressCodes<kDim>::kSize];            // packed values of the rows a warp holds, or codes
+  uint32_t kept[kMaxPageTokens * Lanes<kDim>::kPerRow];  // by row and lane of the row
+  uint32_t offsets[kMaxPageTokens + 1];                  // counts at first, then where rows start
 };
 
 // Channels that are neither +0 nor -0.
@@ -143,28 +148,32 @@ __device__ __forceinline__ void compress(const CompressParams& p, CompressShared
     uint32_t count;
     const uint32_t starts = chunk_starts<kDim>(kept, t, count);
     const uint32_t run = shared.offsets[base];
-    uint16_t* const packed = shared.stage[warp] + (coded ? kCodeRoom : run_shift(values + run));
+    const int run_size = shared.offsets[base + L::kRows] - run;
+    const int at = shared.offsets[row] - run;
+    uint16_t* const packed = shared.stage[warp] + (coded ? 0 : run_shift(values + run));
+    uint16_t* const row_values = coded ? shared.stage[warp] + CompressCodes<kDim>::kRowsAt +
+                                             lane / L::kPerRow * CompressCodes<kDim>::kRow
+                                       : packed + at;
     if (first + row < p.tokens) {
       uint32_t words[L::kWords];
       load_chunks<kDim>(chunk0(row), words);
-      pack_chunks<kDim>(words, kept, starts, packed + (shared.offsets[row] - run));
+      pack_chunks<kDim>(words, kept, starts, row_values);
     }
-    __syncwarp();
-    const int run_size = shared.offsets[base + L::kRows] - run;
     if (coded) {
+      if (t == 0) {
+        row_values[count] = 0;
+      }
+      __syncwarp();
       uint8_t* const packed_codes = reinterpret_cast<uint8_t*>(shared.stage[warp]) + run_shift(codes + run);
-#pragma unroll 1
-      for (int i = base; i < base + L::kRows; ++i) {
-        const int at = shared.offsets[i] - run;
-        const int of_row = shared.offsets[i + 1] - shared.offsets[i];
-        const uint16_t scale = encode_row<T>(packed_codes + at, packed + at, of_row, p.pool.value_type, lane);
-        if (lane == 0) {
-          scales[i] = scale;
-        }
+      const uint16_t scale =
+          encode_row<T, L::kPerRow>(packed_codes + at, row_values, count, p.pool.value_type, t);
+      if (t == 0) {
+        scales[row] = scale;
       }
       __syncwarp();
       copy_run(codes + run, packed_codes, run_size, lane);
     } else {
+      __syncwarp();
       copy_run(values + run, packed, run_size, lane);
     }
     __syncwarp();  // the next rows reuse the stage

@@ -5,7 +5,7 @@ use crate::common::{
 };
 use crate::emulator::{Buffer, Launch, le, run};
 use mustafar::ops::{Append, AppendSide, Center, append};
-use mustafar::{Context, Mem, PageFormat, Stream, ValueType};
+use mustafar::{Context, DType, Mem, PageFormat, Stream, ValueType};
 
 struct Side {
     x: Dense,
@@ -191,9 +191,9 @@ fn slots_out_of_range_are_skipped_and_counted() {
     check(&[expect(vec![side], &slots, None, 2)]);
 }
 
-/// Codes are written where values of the same tile were, shifted to line up with their place in the page.
+/// Runs of codes are copied 16 bytes at a time where they are that long.
 #[test]
-fn short_rows_of_codes_leave_later_values_alone() {
+fn short_runs_of_codes_start_anywhere_in_a_page() {
     let mut rng = Rng::new(4);
     let mut cases = Vec::new();
     for keep in [1, 2, 3, 5] {
@@ -203,6 +203,42 @@ fn short_rows_of_codes_leave_later_values_alone() {
             let side = Side::random(&mut rng, Dist::Normal, Layout::TokensFirst, 16, pool);
             let slots: Vec<i64> = (first..first + 16).collect();
             cases.push(expect(vec![side], &slots, None, 0));
+        }
+    }
+    check(&cases);
+}
+
+/// Kernels multiply with a reciprocal where the format divides. Here is every quotient of two mantissas at every distance
+/// that matters, and numbers so small that reciprocals overflow.
+#[test]
+fn every_quotient_gets_the_code_of_the_division() {
+    let dim = 128;
+    let mut cases = Vec::new();
+    for (dtype, fraction_bits, exponents) in [(DType::F16, 10, [30, 1]), (DType::Bf16, 7, [128, 5])] {
+        let octave: usize = 1 << fraction_bits;
+        // Elements further below the largest of their row than this have the code 0.
+        for (values, octaves) in [(ValueType::E4m3, 21), (ValueType::Int8, 9)] {
+            for exponent in exponents {
+                let top = exponent * octave;
+                let mut rows = Vec::new();
+                // 256 of an octave have scales of all mantissas.
+                for largest in (top..top + octave).step_by(octave.div_ceil(256)) {
+                    let others: Vec<u16> = (largest.saturating_sub(octaves * octave)..largest)
+                        .map(|x| (x | (x & 1 ^ largest >> 2 & 1) << 15) as u16)
+                        .collect();
+                    for part in others.chunks(dim - 1) {
+                        let mut row = part.to_vec();
+                        row.resize(dim, largest as u16);
+                        rows.push(row);
+                    }
+                }
+                let format = PageFormat::uniform(values, dim, 128, dim).unwrap();
+                let mut x = Dense::poisoned(dtype, Layout::TokensFirst.shape(1, rows.len(), 1, dim));
+                rows.iter().enumerate().for_each(|(token, row)| x.set_row_bits(0, token, 0, row));
+                let pool = Pool::contiguous(format, rows.len().div_ceil(128), 1);
+                let slots: Vec<i64> = (0..rows.len() as i64).collect();
+                cases.push(expect(vec![Side { x, pool, weights: None, center: None }], &slots, None, 0));
+            }
         }
     }
     check(&cases);
