@@ -5,10 +5,9 @@
 //! cargo run --release --example decode_speed -- --device cpu --shape tiny --input 300 --output 8
 //! ```
 //!
-//! All sequences of a batch have the same prompt of random tokens. On a GPU it is computed once and stored in each of
-//! them, in memory of its own: the time to the first token has one forward pass and `batch` times the storing, which
-//! shows the cost of compressing larger than it would be for prompts of their own. On the CPU each is computed.
-//! docs/performance.md has results and says what is measured.
+//! The time to the first token is that of one sequence, from a prompt of random tokens to a token on the host. Decoding is
+//! measured with every sequence in memory of its own; on a GPU a prompt for each would take too long, so their caches are
+//! filled with random keys and values. docs/performance.md has results and says more of what is measured.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../../tests/llama/mod.rs"]
@@ -24,12 +23,10 @@ mod runner;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use common::{Device, PolicyOptions, device, exit_code, sparsity, threads};
+use common::{Device, PolicyOptions, device, exit_code, sparsity};
 use llama::config::Config;
 use llama::error::{Error, Result};
 use llama::shapes::{SHAPES, named};
-use llama::source;
-use llama::store::Policy;
 use measure::Plan;
 use report::Report;
 use runner::{CpuRunner, GpuRunner};

@@ -4,10 +4,11 @@ use super::buffer::{Buffer, Kept, Staging};
 use super::config::{CacheConfig, CenterMode};
 use super::copy::{Place, copy_tokens};
 use super::dense::DenseTokens;
-use super::geometry::Segment;
+use super::geometry::{Geometry, Segment};
 use super::sequences::{Scoring, Sequence};
 use super::{Cache, CacheAttend, SequenceId};
-use crate::backend::{Backend, Context, Stream};
+use crate::backend::{Context, Run, Stream};
+use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
@@ -19,13 +20,25 @@ use std::ops::Range;
 /// Query tokens per sequence that the workspace is planned for.
 const PLANNED_QUERIES: usize = 16;
 
-/// Tokens of a work item on CUDA. Fixed, since a sequence must give the same bits alone and in any batch; small enough
-/// to spread one sequence over a GPU, large enough to cost a full batch little.
-const CUDA_SPLIT: usize = 1024;
+/// Tokens of a work item on CUDA at most; longer ones are no faster.
+const LONGEST_SPLIT: usize = 1024;
 
-fn split_tokens(context: &Context) -> Option<usize> {
-    // On the CPU the default is fixed already.
-    (context.backend() == Backend::Cuda).then_some(CUDA_SPLIT)
+/// Tokens of a work item: on CUDA what is fastest when the cache is full. Fixed when it is made, since a sequence must
+/// give the same bits alone and in any batch.
+pub(super) fn split_tokens(
+    context: &Context,
+    config: &CacheConfig,
+    geometry: &Geometry,
+) -> Result<Option<usize>> {
+    match context.run() {
+        // The CPU's default is fixed already.
+        Run::Cpu(_) => Ok(None),
+        Run::Cuda(device) => {
+            let tokens = geometry.num_pages * config.k.page_tokens();
+            let each = tokens.div_ceil(config.max_sequences);
+            Ok(Some(cuda::attend_split(device, config, each)?.min(LONGEST_SPLIT)))
+        }
+    }
 }
 
 /// Arrays that the ops read during one call, kept for the next.
@@ -150,7 +163,7 @@ impl Cache {
             self.batch_lse = Buffer::zeroed(&self.context, q.shape.tokens * self.geometry.lse)?;
         }
         let Self { context, config, geometry, pool, windows, sinks, scratch, workspace, .. } = self;
-        let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
+        let (centers, split_tokens) = (&self.batch_centers, self.split_tokens);
         let memory = Memory { config, pool, windows, sinks, centers, split_tokens };
         let lse = match lse {
             Some(lse) => {
@@ -199,7 +212,7 @@ impl Cache {
     /// one sequence that has them all.
     pub(super) fn planned_workspace(&self) -> Result<usize> {
         let Self { context, config, geometry, pool, windows, sinks, .. } = self;
-        let (centers, split_tokens) = (&self.batch_centers, split_tokens(context));
+        let (centers, split_tokens) = (&self.batch_centers, self.split_tokens);
         let memory = Memory { config, pool, windows, sinks, centers, split_tokens };
         let arrays = Arrays::absent(geometry.num_pages);
         let tokens = geometry.num_pages * config.k.page_tokens();

@@ -137,6 +137,7 @@ pub struct Cache {
     /// Log-sum-exps of a batch, for strategies whose callers did not ask for them.
     batch_lse: Buffer,
     workspace: Buffer,
+    split_tokens: Option<usize>,
     scratch: Scratch,
     staging: Staging,
 }
@@ -211,6 +212,7 @@ impl Cache {
             batch_lse: Buffer::zeroed(context, 0)?,
             batch_centers: Buffer::zeroed(context, config.max_sequences * geometry.center)?,
             workspace: Buffer::zeroed(context, 0)?,
+            split_tokens: attend::split_tokens(context, &config, &geometry)?,
             scratch: Scratch::default(),
             staging: Staging::new(context),
             context: context.clone(),

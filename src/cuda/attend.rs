@@ -7,6 +7,7 @@ use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
 use super::plan::{Bounds, Plan, TILE_TOKENS};
 use crate::backend::Stream;
+use crate::cache::CacheConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::MemMut;
@@ -27,6 +28,24 @@ const MAX_PAGE_STRIDE: usize = 64 << 30;
 pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<usize> {
     value_type(args, shapes)?;
     Ok(plan(device, args, shapes)?.workspace)
+}
+
+/// Tokens of an item that is fastest when all sequences of a cache decode, each with so many compressed tokens.
+pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize) -> Result<usize> {
+    let plan = Plan::new(&Bounds {
+        batch: config.max_sequences,
+        total_q: config.max_sequences,
+        max_q_len: 1,
+        q_heads: config.q_heads,
+        kv_heads: config.kv_heads,
+        dim: config.k.head_dim(),
+        ragged: config.k.keep().is_none() || config.v.keep().is_none(),
+        max_len,
+        max_dense: 0,
+        split_tokens: None,
+        multiprocessors: device.context.multiprocessors as usize,
+    })?;
+    Ok(plan.split)
 }
 
 /// The type that kernels compute with, which queries and dense tokens are rounded to: that of the pages.

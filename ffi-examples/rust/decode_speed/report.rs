@@ -3,6 +3,7 @@
 use super::measure::{Figures, Row};
 use crate::llama::store::Policy;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -25,20 +26,29 @@ impl Figures {
     fn tokens_per_s(&self, batch: usize) -> f64 {
         batch as f64 / self.step.as_secs_f64()
     }
+}
 
-    fn ttft_ms(&self) -> f64 {
-        self.ttft.as_secs_f64() * 1e3
-    }
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 impl Report {
     /// What dense does with the same batch and input.
-    fn dense(&self, row: &Row) -> Option<&Figures> {
-        let same = |other: &&Row| {
+    fn dense(&self, row: &Row) -> Option<&Row> {
+        self.rows.iter().find(|other| {
             other.policy.is_none()
-                && (other.input, other.batch, other.largest) == (row.input, row.batch, row.largest)
-        };
-        self.rows.iter().find(same)?.figures.as_ref().ok()
+                && other.input == row.input
+                && other.largest == row.largest
+                && (other.batch == row.batch || row.largest)
+        })
+    }
+
+    /// Time to the first token over dense's, and tokens per second.
+    fn ratios(&self, row: &Row) -> (Option<f64>, Option<f64>) {
+        let Some(dense) = self.dense(row) else { return (None, None) };
+        let speed = |row: &Row| row.figures.as_ref().ok().map(|f| f.tokens_per_s(row.batch));
+        let first = row.ttft.as_secs_f64() / dense.ttft.as_secs_f64();
+        (Some(first), speed(row).zip(speed(dense)).map(|(own, dense)| own / dense))
     }
 
     pub(crate) fn print(&self) {
@@ -47,7 +57,7 @@ impl Report {
             self.model, self.device, self.output, self.repeats
         );
         println!(
-            "{:>7} {:>6} {:>14} {:>11} {:>8} {:>10} {:>8} {:>9} {:>10} {:>10} {:>10}",
+            "{:>7} {:>6} {:>14} {:>11} {:>8} {:>10} {:>8} {:>9} {:>9} {:>8} {:>11}",
             "input",
             "batch",
             "store",
@@ -62,34 +72,26 @@ impl Report {
         );
         for row in &self.rows {
             let batch = format!("{}{}", row.batch, if row.largest { "*" } else { "" });
-            print!("{:>7} {batch:>6} {:>14} ", row.input, name(row.policy.as_ref()));
+            let (first, speed) = self.ratios(row);
+            let ratio = |ratio: Option<f64>| ratio.map_or("-".to_string(), |r| format!("{r:.3}"));
+            let name = name(row.policy.as_ref());
+            print!("{:>7} {batch:>6} {name:>14} {:>11.1} {:>8} ", row.input, ms(row.ttft), ratio(first));
             match &row.figures {
                 Err(why) => println!("{why}"),
-                Ok(figures) => self.print_figures(row, figures),
+                Ok(figures) => println!(
+                    "{:>10.1} {:>8} {:>9.3} {:>9} {:>8} {:>11}",
+                    figures.tokens_per_s(row.batch),
+                    ratio(speed),
+                    ms(figures.step),
+                    figures.submit.map_or("-".to_string(), |time| format!("{:.3}", ms(time))),
+                    gigabytes(figures.kv.held),
+                    figures.device_bytes.map_or("-".to_string(), gigabytes)
+                ),
             }
         }
         if self.rows.iter().any(|row| row.largest) {
-            println!("* the largest batch that fits");
+            println!("* the largest batch that fits, against dense's");
         }
-    }
-
-    fn print_figures(&self, row: &Row, figures: &Figures) {
-        let ratio = |of: &dyn Fn(&Figures) -> f64| {
-            self.dense(row).map_or("-".to_string(), |dense| format!("{:.3}", of(figures) / of(dense)))
-        };
-        let gigabytes = |bytes: usize| format!("{:.2}", bytes as f64 / 1e9);
-        let ms = |time: std::time::Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
-        println!(
-            "{:>11.1} {:>8} {:>10.1} {:>8} {:>9} {:>10} {:>10} {:>10}",
-            figures.ttft_ms(),
-            ratio(&Figures::ttft_ms),
-            figures.tokens_per_s(row.batch),
-            ratio(&|f: &Figures| f.tokens_per_s(row.batch)),
-            ms(figures.step),
-            figures.submit.map_or("-".to_string(), ms),
-            gigabytes(figures.kv.held),
-            figures.device_bytes.map_or("-".to_string(), gigabytes)
-        );
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -104,6 +106,7 @@ impl Report {
     }
 
     fn row(&self, row: &Row) -> Value {
+        let (first, speed) = self.ratios(row);
         let mut value = json!({
             "store": if row.policy.is_none() { "dense" } else { "pruned" },
             "k_sparsity": row.policy.map_or(0.0, |p| p.k_sparsity),
@@ -112,23 +115,25 @@ impl Report {
             "input_tokens": row.input,
             "batch": row.batch,
             "largest": row.largest,
+            "ttft_ms": ms(row.ttft),
+            "ttft_over_dense": first,
         });
         match &row.figures {
             Err(why) => value["does_not_fit"] = why.as_str().into(),
             Ok(figures) => {
-                value["ttft_ms"] = figures.ttft_ms().into();
                 value["tokens_per_s"] = figures.tokens_per_s(row.batch).into();
-                value["step_ms"] = (figures.step.as_secs_f64() * 1e3).into();
-                value["submit_ms"] = figures.submit.map(|t| t.as_secs_f64() * 1e3).into();
+                value["speed_over_dense"] = speed.into();
+                value["step_ms"] = ms(figures.step).into();
+                value["submit_ms"] = figures.submit.map(ms).into();
                 value["kv_bytes"] = figures.kv.held.into();
                 value["kv_bytes_dense"] = figures.kv.dense.into();
                 value["device_bytes"] = figures.device_bytes.into();
-                let dense = self.dense(row);
-                value["ttft_over_dense"] = dense.map(|d| figures.ttft_ms() / d.ttft_ms()).into();
-                value["speed_over_dense"] =
-                    dense.map(|d| figures.tokens_per_s(row.batch) / d.tokens_per_s(row.batch)).into();
             }
         }
         value
     }
+}
+
+fn gigabytes(bytes: usize) -> String {
+    format!("{:.2}", bytes as f64 / 1e9)
 }

@@ -1,14 +1,21 @@
 //! What is measured, on the CPU and on a GPU, behind one interface.
 
-use super::*;
+use crate::Cli;
+use crate::common::{bar, threads};
+use crate::llama::config::Config;
 use crate::llama::cuda::model::GpuModel;
 use crate::llama::cuda::store::GpuStore;
+use crate::llama::error::{Error, Result};
 use crate::llama::model::{Meter, Model};
 use crate::llama::sample::argmax;
-use crate::llama::store::{KvBytes, KvStore};
-use common::bar;
+use crate::llama::source;
+use crate::llama::store::{KvBytes, KvStore, Policy};
 use mustafar::{DType, ValueType};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Device memory that the largest batch leaves free: a cache sends the page numbers of long prompts by way of a few
+/// megabytes, and the driver has needs of its own.
+const SPARE_BYTES: usize = 64 << 20;
 
 /// How long some steps took.
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +36,15 @@ pub(crate) trait Runner {
     fn clear(&self, store: &mut Self::Store) -> Result<()>;
     /// Runs a prompt in every sequence; the first token after it.
     fn prefill(&mut self, prompt: &[u32], store: &mut Self::Store) -> Result<u32>;
+    /// Puts every sequence where it is after a prompt; a token to go on with.
+    fn fill(&mut self, prompt: &[u32], store: &mut Self::Store) -> Result<u32>;
     /// Decodes `steps` tokens after `first` in every sequence, each time the likeliest.
     fn decode(&self, first: u32, steps: usize, store: &mut Self::Store) -> Result<Steps>;
     fn bytes(&self, store: &Self::Store) -> Result<KvBytes>;
     /// Bytes of device memory in use.
     fn device_bytes(&self) -> Result<Option<usize>>;
-    /// A batch that about fits device memory, the model and prompts of so many tokens being there.
-    fn estimate_batch(&mut self, prompt: usize, capacity: usize, policy: Option<&Policy>) -> Result<usize>;
+    /// The largest batch that fits device memory, and its empty store.
+    fn largest(&self, capacity: usize, policy: Option<&Policy>) -> Result<(usize, Self::Store)>;
 }
 
 pub(crate) struct GpuRunner {
@@ -90,10 +99,15 @@ impl Runner for GpuRunner {
         Ok(argmax(&self.model.prefill(prompt, store)?))
     }
 
+    fn fill(&mut self, prompt: &[u32], store: &mut GpuStore) -> Result<u32> {
+        self.model.fill(prompt.len(), 0, store)?;
+        Ok(prompt[0])
+    }
+
     fn decode(&self, first: u32, steps: usize, store: &mut GpuStore) -> Result<Steps> {
         self.model.feed(&vec![first; store.batch()], store)?;
         self.model.gpu().synchronize()?;
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let mut submit = Duration::MAX;
         for _ in 0..steps {
             let mut meter = Meter::default();
@@ -117,10 +131,20 @@ impl Runner for GpuRunner {
         Ok(Some(total - free))
     }
 
-    fn estimate_batch(&mut self, prompt: usize, capacity: usize, policy: Option<&Policy>) -> Result<usize> {
-        self.model.reserve_prompt(prompt)?;
+    fn largest(&self, capacity: usize, policy: Option<&Policy>) -> Result<(usize, GpuStore)> {
         let (free, _) = self.model.gpu().memory()?;
-        Ok(free / self.model.sequence_bytes(capacity, policy)?)
+        let mut batch = (free / self.model.sequence_bytes(capacity, policy)?).max(1);
+        loop {
+            match self.model.store(batch, capacity, policy) {
+                Err(Error::DeviceMemory { .. }) if batch > 1 => {}
+                Err(e) => return Err(e),
+                Ok(store) if batch == 1 || self.model.gpu().memory()?.0 >= SPARE_BYTES => {
+                    return Ok((batch, store));
+                }
+                Ok(_) => {}
+            }
+            batch -= 1;
+        }
     }
 }
 
@@ -176,6 +200,10 @@ impl Runner for CpuRunner {
         Ok(first)
     }
 
+    fn fill(&mut self, prompt: &[u32], store: &mut Vec<KvStore>) -> Result<u32> {
+        self.prefill(prompt, store)
+    }
+
     fn decode(&self, first: u32, steps: usize, store: &mut Vec<KvStore>) -> Result<Steps> {
         let mut meter = Meter::default();
         let mut tokens = vec![first; store.len()];
@@ -198,7 +226,7 @@ impl Runner for CpuRunner {
         Ok(None)
     }
 
-    fn estimate_batch(&mut self, _: usize, _: usize, _: Option<&Policy>) -> Result<usize> {
+    fn largest(&self, _: usize, _: Option<&Policy>) -> Result<(usize, Vec<KvStore>)> {
         Err(Error::Invalid("the host's memory has no largest batch".to_string()))
     }
 }

@@ -62,16 +62,22 @@ extern "C" __global__ void embed(float* x, const value* table, const int* tokens
   }
 }
 
-// out[row] = x[row] / rms(x[row]) * weight. A block per row.
-extern "C" __global__ void rms_norm(value* out, const float* x, const float* weight, int hidden, float eps) {
-  const long long first = static_cast<long long>(blockIdx.x) * hidden;
+// out[row] = x[row] / rms(x[row]) * weight; `hidden` is a multiple of 4. A block per row.
+extern "C" __global__ void rms_norm(value* out, const float4* x, const float4* weight, int hidden,
+                                    float eps) {
+  const float4* from = x + static_cast<long long>(blockIdx.x) * (hidden / 4);
+  ushort4* to = reinterpret_cast<ushort4*>(out) + static_cast<long long>(blockIdx.x) * (hidden / 4);
   float sum = 0.0f;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-    sum += x[first + i] * x[first + i];
+  for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
+    const float4 a = from[i];
+    sum += a.x * a.x + a.y * a.y + a.z * a.z + a.w * a.w;
   }
   const float factor = rsqrtf(join_block<Sum>(sum) / hidden + eps);
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-    out[first + i] = narrow(x[first + i] * factor * weight[i]);
+  for (int i = threadIdx.x; i < hidden / 4; i += blockDim.x) {
+    const float4 a = from[i];
+    const float4 w = weight[i];
+    to[i] = make_ushort4(narrow(a.x * factor * w.x), narrow(a.y * factor * w.y), narrow(a.z * factor * w.z),
+                         narrow(a.w * factor * w.w));
   }
 }
 
@@ -151,30 +157,39 @@ extern "C" __global__ void silu_mul(value* gate_up, int ffn) {
 
 // tokens[row] = index of the largest of `vocab` logits, the first of equals; then the row moves on by one
 // token. A block of 1024 threads per row.
-extern "C" __global__ void pick(int* tokens, int* positions, int* lens, const float* logits, int vocab) {
+extern "C" __global__ void pick(int* tokens, int* positions, int* lens, const float* __restrict__ logits,
+                                int vocab) {
+  constexpr int kTogether = 16;
   const float* row = logits + static_cast<long long>(blockIdx.x) * vocab;
   float best = MINUS_INFINITY;
   int at = vocab;
-#pragma unroll 8
-  for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
-    const float x = row[i];
-    if (x > best) {
-      best = x;
-      at = i;
+  for (int first = threadIdx.x; first < vocab; first += kTogether * blockDim.x) {
+    float x[kTogether];  // so many loads under way at a time
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      const int i = first + k * blockDim.x;
+      x[k] = i < vocab ? row[i] : MINUS_INFINITY;
+    }
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      if (x[k] > best) {
+        best = x[k];
+        at = first + k * blockDim.x;
+      }
     }
   }
   const float max = join_block<Max>(best);
-  __shared__ int first;
+  __shared__ int chosen;
   if (threadIdx.x == 0) {
-    first = vocab;
+    chosen = vocab;
   }
   __syncthreads();
   if (best == max) {
-    atomicMin(&first, at);
+    atomicMin(&chosen, at);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    tokens[blockIdx.x] = first < vocab ? first : 0;  // no logit is a number: any token will do
+    tokens[blockIdx.x] = chosen < vocab ? chosen : 0;  // no logit is a number: any token will do
     positions[blockIdx.x] += 1;
     lens[blockIdx.x] += 1;
   }

@@ -94,8 +94,10 @@ impl GpuModel {
     }
 
     fn assemble(config: Config, dtype: DType, gpu: Rc<Gpu>, weights: Weights<DeviceMatrix>) -> Result<Self> {
-        if !config.head_dim.is_multiple_of(64) {
-            return Err(Error::unsupported("head_dim", config.head_dim, "multiples of 64 on the GPU"));
+        for (field, size) in [("head_dim", config.head_dim), ("hidden_size", config.hidden)] {
+            if !size.is_multiple_of(32) {
+                return Err(Error::unsupported(field, size, "multiples of 32 on the GPU"));
+            }
         }
         let rope = Rope::new(config.rope_base, config.rope_dim, weights.rope_factors.as_deref());
         let positions: Vec<usize> = (0..config.context).collect();

@@ -5,6 +5,7 @@ use super::model::{Activations, GpuModel};
 use super::store::GpuStore;
 use crate::llama::config::Config;
 use crate::llama::error::{Error, Result};
+use crate::llama::sample::Rng;
 use std::rc::Rc;
 
 /// Rows that projections take at a time, so that the wide activations of a long prompt stay small.
@@ -100,5 +101,23 @@ impl GpuModel {
         let logits = store.begin(n)?;
         self.logits(last, memory.normed.address(), logits.address(), 1)?;
         logits.read(self.config.vocab)
+    }
+
+    /// Stores random keys and values of so many tokens in every sequence of an empty store: for measuring what comes after
+    /// a prompt without computing it.
+    pub fn fill(&mut self, tokens: usize, seed: u64, store: &mut GpuStore) -> Result<()> {
+        store.check_room(tokens)?;
+        self.reserve_prompt(tokens)?;
+        let Some(memory) = &self.prompt else { return Err(Error::Invalid("no memory for a prompt".into())) };
+        memory.lse.write(&vec![0f32; tokens * self.config.heads])?;
+        let mut rng = Rng::new(seed);
+        for layer in 0..self.config.layers {
+            let count = tokens * self.qkv_width();
+            self.kernels.fill_normal(memory.qkv.address(), count, rng.next_u64(), 1.0)?;
+            self.turn(memory.qkv.address(), tokens, 0, store.prompt_target(layer))?;
+            store.append_prompt(self, layer, memory, tokens)?;
+        }
+        store.begin(tokens)?;
+        Ok(())
     }
 }
