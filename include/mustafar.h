@@ -830,7 +830,8 @@ typedef struct mustafar_merge_args {
 
 /**
  * Formats of the pages of some heads of some layers, in place of those of the whole cache. Heads are left dense by formats
- * that keep everything.
+ * that keep everything: dense, not exact, since the value types are the cache's own. In a cache of 8-bit values such heads
+ * have 8-bit values too.
  */
 typedef struct mustafar_cache_head_formats {
     /** sizeof(mustafar_cache_head_formats). */
