@@ -10,6 +10,7 @@ use llama::config::Config;
 use llama::cuda::gpu::Gpu;
 use llama::cuda::kernels::compile;
 use llama::cuda::model::GpuModel;
+use llama::engine::Engine;
 use llama::error::Error;
 use llama::fetch;
 use llama::gguf::Gguf;
@@ -17,7 +18,7 @@ use llama::matmul::Matrix;
 use llama::model::{Meter, Model};
 use llama::sample::{Rng, argmax};
 use llama::source::Source;
-use llama::store::{KvStore, Policy};
+use llama::store::{KvBytes, KvStore, Policy};
 use mustafar::{DType, Error as LibraryError, ValueType};
 
 /// Device 0, unless it may be missing and is.
@@ -224,6 +225,36 @@ fn steps_go_on_with_the_likeliest_token() {
         by_host.clear().unwrap();
         on_gpu.prefill(&prompt, &mut by_host).unwrap();
         assert_eq!(on_gpu.decode(&[first; 2], &mut by_host, meter).unwrap(), again);
+    }
+}
+
+/// Greedy answer to a prompt, as `generate` makes it: the store filled from a dense one.
+fn answer<E: Engine>(engine: &mut E, policy: Option<&Policy>, prompt: &[u32]) -> (Vec<f32>, KvBytes) {
+    let meter = &mut Meter::default();
+    let mut dense = engine.store(None, 200).unwrap();
+    let mut logits = engine.prefill(prompt, &mut dense, meter).unwrap();
+    let mut store = engine.store(policy, 200).unwrap();
+    engine.fill(prompt, &dense, &mut store).unwrap();
+    for _ in 0..10 {
+        // Every time the same token, so that one that nearly ties with another changes nothing.
+        logits = engine.decode(17, &mut [&mut dense, &mut store], meter).unwrap();
+    }
+    assert_eq!(logits.len(), 2 * engine.config().vocab);
+    assert!(meter.total > std::time::Duration::ZERO);
+    (logits, engine.bytes(&store).unwrap())
+}
+
+#[test]
+fn one_program_runs_on_both() {
+    if !gpu() {
+        return;
+    }
+    let (mut model, mut on_gpu) = pair(config(4, 2, true), DType::F16);
+    for policy in [None, Some(small_groups(0.0))] {
+        let (expected, bytes) = answer(&mut model, policy.as_ref(), &tokens(100, 8));
+        let (found, bytes_on_gpu) = answer(&mut on_gpu, policy.as_ref(), &tokens(100, 8));
+        assert!(distance(&found, &expected) < 0.02);
+        assert_eq!(bytes_on_gpu, bytes);
     }
 }
 

@@ -9,15 +9,16 @@ mod llama;
 mod common;
 
 use clap::Parser;
-use common::{ModelOptions, PolicyOptions, bar, exit_code, sparsity};
+use common::{Device, ModelOptions, PolicyOptions, bar, device, exit_code, sparsity};
+use llama::engine::Engine;
 use llama::error::{Error, Result};
-use llama::model::{Meter, Model};
+use llama::model::Meter;
 use llama::sample::{Sampler, argmax};
-use llama::store::{KvBytes, KvStore, Policy};
+use llama::store::{KvBytes, Policy};
 use llama::tokenizer::{Message, Tokenizer};
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Answers a prompt with a dense KV cache and at each sparsity, and compares text, speed and bytes.
 #[derive(Debug, Parser)]
@@ -47,6 +48,9 @@ struct Cli {
     policy: PolicyOptions,
     #[command(flatten)]
     model: ModelOptions,
+    /// Where to run: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    device: Device,
     /// Print one JSON object as the last line
     #[arg(long)]
     json: bool,
@@ -70,56 +74,76 @@ fn main() -> ExitCode {
 fn run(args: &Cli) -> Result<()> {
     let policies = policies(args)?;
     let sampler = Sampler::new(args.temperature, args.top_p, args.seed)?;
-    let (model, tokenizer) = args.model.load()?;
+    match args.device {
+        Device::Cpu => {
+            let (mut model, tokenizer) = args.model.load()?;
+            answer(args, &policies, sampler, &mut model, &tokenizer)
+        }
+        Device::Cuda(ordinal) => {
+            let (mut model, tokenizer) = args.model.load_on_gpu(ordinal, args.policy.dtype())?;
+            answer(args, &policies, sampler, &mut model, &tokenizer)
+        }
+    }
+}
+
+/// All runs of one prompt.
+fn answer<E: Engine>(
+    args: &Cli,
+    policies: &[Policy],
+    sampler: Sampler,
+    model: &mut E,
+    tokenizer: &Tokenizer,
+) -> Result<()> {
     let question = args.prompt.as_deref().unwrap_or(include_str!("../../tests/llama/data/prompt.txt"));
     let prompt = tokenizer.encode(&tokenizer.chat(&[Message { role: "user", content: question.trim() }])?)?;
     let capacity = prompt.len() + args.max_tokens as usize;
-    if capacity > model.config.context {
+    if capacity > model.config().context {
         return Err(Error::Invalid(format!(
             "a prompt of {} tokens and {} new ones exceed the model's context of {}",
             prompt.len(),
             args.max_tokens,
-            model.config.context
+            model.config().context
         )));
     }
 
     let mut meter = Meter::default();
-    let mut dense = KvStore::dense(&model.config);
+    let mut dense = model.store(None, capacity)?;
     let logits = model.prefill(&prompt, &mut dense, &mut meter)?;
     let prefill_rate = prompt.len() as f64 / meter.total.as_secs_f64();
     println!(
-        "prompt: {} tokens, prefill {prefill_rate:.0} tokens/s ({}), {} threads",
+        "prompt: {} tokens, prefill {prefill_rate:.0} tokens/s{}, {}",
         prompt.len(),
         shares(&meter),
-        model.threads()
+        model.device()
     );
     // Each policy gets one store to generate with and one to follow the dense answer.
     let mut free = Vec::new();
     let mut forced = Vec::new();
     let mut compress_ms = Vec::new();
-    for policy in &policies {
-        let filled = || -> Result<KvStore> {
-            let mut store = KvStore::pruned(&model.config, policy, capacity, model.context())?;
-            store.fill_from(&dense)?;
-            Ok(store)
+    for policy in policies {
+        let mut filled = || -> Result<(E::Store, Option<Duration>)> {
+            let mut store = model.store(Some(policy), capacity)?;
+            let time = model.fill(&prompt, &dense, &mut store)?;
+            Ok((store, time))
         };
-        let start = Instant::now();
-        free.push(filled()?);
-        compress_ms.push(start.elapsed().as_secs_f64() * 1e3);
-        forced.push(filled()?);
+        let (store, time) = filled()?;
+        free.push(store);
+        compress_ms.push(time.map(|time| time.as_secs_f64() * 1e3));
+        forced.push(filled()?.0);
     }
 
     let limit = args.max_tokens as usize;
-    let reference = generate(&model, &tokenizer, &mut dense, &logits, sampler.clone(), limit)?;
-    let agreements = agreement(&model, &reference, &mut forced)?;
-    let mut reports = vec![report("dense", &tokenizer, &reference, &reference, 1.0)?];
+    let reference = generate(model, tokenizer, &mut dense, &logits, sampler.clone(), limit)?;
+    let agreements = agreement(model, &reference, &mut forced)?;
+    let mut reports = vec![report("dense", tokenizer, &reference, &reference, 1.0)?];
     for (i, (policy, store)) in policies.iter().zip(&mut free).enumerate() {
         let name = format!("K {} V {}", policy.k_sparsity, policy.v_sparsity);
-        let run = generate(&model, &tokenizer, store, &logits, sampler.clone(), limit)?;
-        let mut entry = report(&name, &tokenizer, &run, &reference, agreements[i])?;
+        let run = generate(model, tokenizer, store, &logits, sampler.clone(), limit)?;
+        let mut entry = report(&name, tokenizer, &run, &reference, agreements[i])?;
+        print!("compressed {} tokens of the prompt", run.compressed);
         println!(
-            "compressed {} tokens of the prompt and appended the rest in {:.1} ms",
-            run.compressed, compress_ms[i]
+            "{}",
+            compress_ms[i].map_or(String::new(), |ms| format!(" and appended the rest in {ms:.1} ms"))
         );
         entry["k_sparsity"] = policy.k_sparsity.into();
         entry["v_sparsity"] = policy.v_sparsity.into();
@@ -136,6 +160,7 @@ fn run(args: &Cli) -> Result<()> {
             "{}",
             json!({
                 "prompt_tokens": prompt.len(),
+                "device": model.device(),
                 "threads": model.threads(),
                 "prefill_tokens_per_s": prefill_rate,
                 "prefill_products_share": share(meter.products, &meter),
@@ -161,17 +186,17 @@ fn policies(args: &Cli) -> Result<Vec<Policy>> {
 }
 
 /// Decodes up to `limit` tokens, the first from `logits`.
-fn generate(
-    model: &Model,
+fn generate<E: Engine>(
+    model: &E,
     tokenizer: &Tokenizer,
-    store: &mut KvStore,
+    store: &mut E::Store,
     logits: &[f32],
     mut sampler: Sampler,
     limit: usize,
 ) -> Result<Run> {
     let mut meter = Meter::default();
     let (mut tokens, mut likeliest) = (Vec::new(), Vec::new());
-    let compressed = store.compressed()?;
+    let compressed = model.compressed(store)?;
     let progress = bar("generating", limit as u64);
     let mut logits = logits.to_vec();
     loop {
@@ -182,26 +207,26 @@ fn generate(
         if tokenizer.ends().contains(&token) || tokens.len() == limit {
             break;
         }
-        logits = model.decode(&[token], &mut [store], &mut meter)?;
+        logits = model.decode(token, &mut [store], &mut meter)?;
     }
     progress.finish_and_clear();
-    Ok(Run { tokens, likeliest, meter, bytes: store.bytes()?, compressed })
+    Ok(Run { tokens, likeliest, meter, bytes: model.bytes(store)?, compressed })
 }
 
 /// For each store the share of steps of the dense answer at which it prefers the same token as dense. The first
 /// token comes from the prompt alone and does not count.
-fn agreement(model: &Model, dense: &Run, stores: &mut [KvStore]) -> Result<Vec<f64>> {
+fn agreement<E: Engine>(model: &E, dense: &Run, stores: &mut [E::Store]) -> Result<Vec<f64>> {
     let mut equal = vec![0usize; stores.len()];
     let steps = dense.tokens.len() - 1;
     if stores.is_empty() || steps == 0 {
         return Ok(vec![1.0; stores.len()]);
     }
     let progress = bar("comparing", steps as u64);
-    let mut stores: Vec<&mut KvStore> = stores.iter_mut().collect();
+    let mut stores: Vec<&mut E::Store> = stores.iter_mut().collect();
     let mut meter = Meter::default();
     for (token, preferred) in dense.tokens.iter().zip(&dense.likeliest[1..]) {
-        let logits = model.decode(&vec![*token; stores.len()], &mut stores, &mut meter)?;
-        for (logits, equal) in logits.chunks_exact(model.config.vocab).zip(&mut equal) {
+        let logits = model.decode(*token, &mut stores, &mut meter)?;
+        for (logits, equal) in logits.chunks_exact(model.config().vocab).zip(&mut equal) {
             *equal += usize::from(argmax(logits) == *preferred);
         }
         progress.inc(1);
@@ -224,7 +249,7 @@ fn report(
     let rate = (run.tokens.len() - 1) as f64 / run.meter.total.as_secs_f64().max(f64::MIN_POSITIVE);
     println!("\n== {name}\n{}\n--", text.trim());
     println!(
-        "{} tokens, {rate:.1} tokens/s ({}), KV {} of {} bytes ({:.1} %)",
+        "{} tokens, {rate:.1} tokens/s{}, KV {} of {} bytes ({:.1} %)",
         run.tokens.len(),
         shares(&run.meter),
         run.bytes.held,
@@ -252,16 +277,17 @@ fn report(
     }))
 }
 
-/// Where the time went, for people.
+/// Where the time went, for people; nothing where that is not known.
 fn shares(meter: &Meter) -> String {
-    format!(
-        "{:.0} % of it products with weights, {:.0} % attention",
-        share(meter.products, meter) * 100.0,
-        share(meter.attention, meter) * 100.0
-    )
+    let percent = |part| share(part, meter).map(|share| share * 100.0);
+    let both = percent(meter.products).zip(percent(meter.attention));
+    both.map_or(String::new(), |(products, attention)| {
+        format!(" ({products:.0} % of it products with weights, {attention:.0} % attention)")
+    })
 }
 
-/// Part of the total; 0 where nothing was decoded.
-fn share(part: Duration, meter: &Meter) -> f64 {
-    part.as_secs_f64() / meter.total.as_secs_f64().max(f64::MIN_POSITIVE)
+/// Part of the total; 0 where nothing was decoded, and nothing on a GPU, which does not say.
+fn share(part: Duration, meter: &Meter) -> Option<f64> {
+    let known = meter.total.is_zero() || !meter.products.is_zero();
+    known.then(|| part.as_secs_f64() / meter.total.as_secs_f64().max(f64::MIN_POSITIVE))
 }

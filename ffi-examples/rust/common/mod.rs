@@ -1,15 +1,17 @@
 //! What the examples that run a model share: options, loading with progress bars.
 #![allow(dead_code, reason = "each example uses its own part of this module")]
 
+use crate::llama::cuda::model::GpuModel;
 use crate::llama::error::{Error, Result};
 use crate::llama::fetch;
 use crate::llama::model::Model;
+use crate::llama::source;
 use crate::llama::store::Policy;
 use crate::llama::tokenizer::Tokenizer;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use mustafar::{CenterMode, Side, Strategy, ValueType, keep_for_sparsity};
-use std::path::PathBuf;
+use mustafar::{CenterMode, DType, Side, Strategy, ValueType, keep_for_sparsity};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Where a model runs.
@@ -96,6 +98,14 @@ enum Values {
 }
 
 impl PolicyOptions {
+    /// The 16-bit type of tokens: what a model on a GPU computes in.
+    pub(crate) fn dtype(&self) -> DType {
+        match self.values {
+            Values::Bf16 => DType::Bf16,
+            Values::F16 | Values::E4m3 | Values::Int8 => DType::F16,
+        }
+    }
+
     pub(crate) fn policy(&self, k_sparsity: f64, v_sparsity: f64) -> Policy {
         Policy {
             k_strategy: self.strategy_k,
@@ -151,17 +161,37 @@ pub(crate) fn bar(message: &'static str, steps: u64) -> ProgressBar {
 impl ModelOptions {
     /// Fetches the model if need be and loads it with its tokenizer.
     pub(crate) fn load(&self) -> Result<(Model, Tokenizer)> {
-        let path = match &self.model {
-            Some(path) => path.clone(),
-            None => fetch::fetch(&mut |line| eprintln!("{line}"))?,
-        };
-        let threads = threads(self.threads)?;
-        let progress = bar("loading", 0);
-        let loaded = Model::open(&path, threads, &mut |done, total| {
-            progress.set_length(total as u64);
-            progress.set_position(done as u64);
-        })?;
-        progress.finish_and_clear();
-        Ok(loaded)
+        let (path, threads) = (self.path()?, threads(self.threads)?);
+        with_bar(|progress| Model::open(&path, threads, progress))
     }
+
+    /// As [`ModelOptions::load`], on a GPU, where it computes in `dtype`.
+    pub(crate) fn load_on_gpu(&self, ordinal: usize, dtype: DType) -> Result<(GpuModel, Tokenizer)> {
+        load_on_gpu(&self.path()?, ordinal, dtype)
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        match &self.model {
+            Some(path) => Ok(path.clone()),
+            None => fetch::fetch(&mut |line| eprintln!("{line}")),
+        }
+    }
+}
+
+/// Loads a model and its tokenizer on a GPU.
+pub(crate) fn load_on_gpu(path: &Path, ordinal: usize, dtype: DType) -> Result<(GpuModel, Tokenizer)> {
+    let (mut source, tokenizer) = source::open(path)?;
+    let model = with_bar(|progress| GpuModel::load(&mut *source, ordinal, dtype, progress))?;
+    Ok((model, tokenizer))
+}
+
+/// Shows how many tensors have been read.
+fn with_bar<T>(load: impl FnOnce(&mut (dyn FnMut(usize, usize) + Send)) -> Result<T>) -> Result<T> {
+    let progress = bar("loading", 0);
+    let loaded = load(&mut |done, total| {
+        progress.set_length(total as u64);
+        progress.set_position(done as u64);
+    });
+    progress.finish_and_clear();
+    loaded
 }

@@ -1,16 +1,14 @@
 //! What is measured, on the CPU and on a GPU, behind one interface.
 
 use crate::Cli;
-use crate::common::{bar, threads};
+use crate::common::{load_on_gpu, threads};
 use crate::llama::config::Config;
 use crate::llama::cuda::model::GpuModel;
 use crate::llama::cuda::store::GpuStore;
 use crate::llama::error::{Error, Result};
 use crate::llama::model::{Meter, Model};
 use crate::llama::sample::argmax;
-use crate::llama::source;
 use crate::llama::store::{KvBytes, KvStore, Policy};
-use mustafar::{DType, ValueType};
 use std::time::{Duration, Instant};
 
 /// Device memory that the largest batch leaves free: a cache sends the page numbers of long prompts by way of a few
@@ -54,19 +52,10 @@ pub(crate) struct GpuRunner {
 
 impl GpuRunner {
     pub(crate) fn new(args: &Cli, ordinal: usize) -> Result<Self> {
-        // The model computes in the type of the values that are stored.
-        let values = args.policy.policy(0.0, 0.0).values;
-        let dtype = if values == ValueType::Bf16 { DType::Bf16 } else { DType::F16 };
+        let dtype = args.policy.dtype();
         let model = match &args.model {
             None => GpuModel::random(args.random_config()?, args.seed, ordinal, dtype)?,
-            Some(path) => {
-                let progress = bar("loading", 0);
-                let (mut source, _) = source::open(path)?;
-                GpuModel::load(&mut *source, ordinal, dtype, &mut |done, total| {
-                    progress.set_length(total as u64);
-                    progress.set_position(done as u64);
-                })?
-            }
+            Some(path) => load_on_gpu(path, ordinal, dtype)?.0,
         };
         Ok(Self { name: args.name(), model })
     }
