@@ -40,7 +40,8 @@ pub enum Strategy {
     /// `Kt_Mag`: in each row of K the largest `abs(x)`.
     KtMag = 1,
     /// `Kt_Opa`: in each row of K the largest `abs(x) * w`, w being the mean `abs(q)` of the last 32 queries, summed
-    /// over G ([`crate::ops::query_weights`]).
+    /// over G ([`crate::ops::query_weights`]). A [`crate::Cache`] takes the 32 before a compression, for all tokens that
+    /// this compresses, in a prompt and in decoding alike.
     KtOpa = 2,
     /// `Kc_Mag`: in 32 consecutive tokens, each channel of K keeps its largest `abs(x)`.
     KcMag = 3,

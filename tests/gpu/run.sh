@@ -15,8 +15,8 @@ if [[ ${1-} == --sanitize ]]; then
 fi
 host=${1-}
 
-tests=(append attend cache cache_snapshot cache_state capi compress cuda decompress golden llama_cuda merge
-    properties properties_attend properties_damage prune spmv)
+tests=(append attend cache cache_snapshot cache_state cache_strategies capi compress cuda decompress golden llama_cuda merge
+    properties properties_attend properties_damage prune score spmv)
 pack=$(mktemp -d)
 trap 'rm -rf "$pack"' EXIT
 mkdir -p "$pack/bin" "$pack/tests" "$pack/docs"

@@ -28,7 +28,7 @@ checked() {
 if [[ ${1-} == --sanitize ]]; then
     export PROPTEST_CASES=2
     for tool in memcheck racecheck synccheck initcheck; do
-        for test in append compress decompress prune spmv merge; do
+        for test in append compress decompress prune spmv merge score; do
             run "$tool: $test" checked "$tool" "bin/$test" -q
         done
         # The long sweeps differ in numbers only. Gigabytes would take a sanitizer minutes.
