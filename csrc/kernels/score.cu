@@ -12,7 +12,7 @@ namespace {
 // What could be anything is kept.
 __device__ __forceinline__ float defined(float x) { return x != x ? INFINITY : x; }
 
-// ---- Sums over rows: a warp is a lane of the sum, its threads are channels ----
+// ---- Sums over rows: half a warp is a lane of the sum, its threads are channels ----
 
 struct Column {
   int lane;
@@ -72,7 +72,7 @@ __device__ __forceinline__ float subtract_center(float x, float center, int32_t 
 }
 
 // Tokens of a thread that are asked for before the first is waited for.
-constexpr int kAhead = 8;
+constexpr int kAhead = 16;
 
 __device__ __forceinline__ double sum_tokens(const ChannelScoresParams& p, const Column& column) {
   const float center = p.center == nullptr ? 0.0f : p.center[column.head * p.dim + column.channel];

@@ -71,8 +71,8 @@ struct TokenWeightsParams {
   int32_t reserved;
 };
 
-constexpr int kScoreChannels = 32;
-constexpr int kScoreLanes = 32;  // LANES of src/cpu/lanes.rs
+constexpr int kScoreChannels = 16;  // a sector of 16-bit elements
+constexpr int kScoreLanes = 32;     // LANES of src/cpu/lanes.rs
 constexpr int kWeighedTokens = 64;
 constexpr int kWeighThreads = 128;
 constexpr int kWeighTeams = 4;

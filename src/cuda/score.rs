@@ -12,8 +12,8 @@ use crate::tensor::Tensor;
 use std::ptr::null;
 
 /// `kScoreChannels` and the threads of a block of the kernels that sum over rows.
-const SCORE_CHANNELS: usize = 32;
-const SCORE_THREADS: u32 = 1024;
+const SCORE_CHANNELS: usize = 16;
+const SCORE_THREADS: u32 = 512;
 /// `kWeighedTokens`, `kWeighThreads` and what queries of a KV head a team of them takes at a time.
 const WEIGHED_TOKENS: usize = 64;
 const WEIGH_THREADS: u32 = 128;
@@ -37,7 +37,7 @@ fn queries(device: &Device, q: &Tensor<'_>, kv_heads: usize) -> Result<QueriesPa
     })
 }
 
-/// A block for each 32 channels of each KV head.
+/// A block for each 16 channels of each KV head.
 fn by_channels(kv_heads: usize, dim: usize) -> Result<LaunchShape> {
     let grid = [(dim / SCORE_CHANNELS) as u32, grid_rows("kv_heads", kv_heads)?, 1];
     Ok(LaunchShape::new(grid, SCORE_THREADS))

@@ -44,7 +44,7 @@ fn queries_weigh_channels() {
     let mut cases = Vec::new();
     for (tokens, kv_heads, group, dim) in QUERIES {
         let q = queries(&mut rng, tokens, kv_heads * group, dim);
-        let mut launch = Launch::new("mst_query_weights".to_owned(), [dim / 32, kv_heads, 1], 1024);
+        let mut launch = Launch::new("mst_query_weights".to_owned(), [dim / 16, kv_heads, 1], 512);
         queries_params(&mut launch, Some(&q), kv_heads);
         let out = poison(&mut launch, kv_heads * dim);
         launch.pointer(Some(out)).int(dim).int(0);
@@ -72,7 +72,7 @@ fn whole_channels_are_chosen() {
             let center = rng.chance(0.5).then_some(center);
             let keep = 1 + rng.below(dim);
 
-            let mut launch = Launch::new("mst_channel_scores".to_owned(), [dim / 32, kv_heads, 1], 1024);
+            let mut launch = Launch::new("mst_channel_scores".to_owned(), [dim / 16, kv_heads, 1], 512);
             for part in &parts {
                 let x = launch.buffer(&part.bytes);
                 launch.pointer(Some(x)).long(part.shape.token_stride).long(part.shape.head_stride);
@@ -100,7 +100,7 @@ fn whole_channels_are_chosen() {
     let launches: Vec<Launch> = cases.iter().map(|case| case.0.clone()).collect();
     let scores = run(&launches);
     for (i, (launch, out, expected)) in cases.iter_mut().enumerate() {
-        let dim = 32 * launch.grid[0];
+        let dim = 16 * launch.grid[0];
         launch.set_buffer(*out, scores.get(i, *out));
         (launch.kernel, launch.grid) = ("mst_choose_channels".to_owned(), [expected.len() / dim, 1, 1]);
         launch.block = dim;
@@ -156,12 +156,13 @@ fn attention_weighs_tokens() {
     let mut rng = Rng::new(73);
     let mut cases = Vec::new();
     for (i, (n, kv_heads, group, dim)) in QUERIES.into_iter().enumerate() {
-        for (tokens, positions, softcap, sliding_window) in [
+        let scenes = [
             (70, [200, 50], None, None),
             (5, [52, 50], Some(3.0), None),
             (64, [70, 10], None, Some(40)),
             (1, [0, 0], None, None),
-        ] {
+        ];
+        for (tokens, positions, softcap, sliding_window) in [scenes[i % 4], scenes[(i + 1) % 4]] {
             let layout = *rng.pick(&Layout::ALL);
             let dtype = [DType::F16, DType::Bf16, DType::F32][(i + tokens) % 3];
             let q = queries(&mut rng, n, kv_heads * group, dim);
@@ -180,7 +181,7 @@ fn attention_weighs_tokens() {
 #[test]
 fn exponentials_have_the_same_bits() {
     let mut rng = Rng::new(74);
-    let (n, tokens, dim) = (32, 320, 64);
+    let (n, tokens, dim) = (14, 128, 64);
     let shape = |n, dim| Layout::TokensFirst.shape(1, n, 1, dim);
     let mut q = Dense::poisoned(DType::F32, shape(n, dim));
     let mut k = Dense::poisoned(DType::F32, shape(tokens, dim));
@@ -208,7 +209,7 @@ fn exponentials_have_the_same_bits() {
         }
     }
     let finite = cases.iter().flat_map(|case| &case.2).filter(|w| w.is_finite() && **w > 0.0).count();
-    assert!(finite > 5000, "{finite} weights that tell something");
+    assert!(finite > 1000, "{finite} weights that tell something");
     check(&cases);
 }
 
