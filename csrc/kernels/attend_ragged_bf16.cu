@@ -5,7 +5,7 @@
 
 #define MST_ATTEND(dim, rows)                                                                     \
   extern "C" __global__ void __launch_bounds__(                                                   \
-      128, mustafar::resident_ctas<dim, rows>(mustafar::kRaggedRegisters))                        \
+      128, mustafar::resident_ctas<dim, rows>(mustafar::ragged_registers(rows)))                  \
       mst_attend_ragged_bf16_d##dim##_r##rows(const __grid_constant__ mustafar::AttendParams p) { \
     mustafar::attend<mustafar::bf16, dim, rows, mustafar::RaggedPages<dim>>(p);                   \
   }
@@ -16,7 +16,7 @@
 #define MST_ATTEND_16_128 MST_ATTEND(128, 16)
 #define MST_ATTEND_16_256
 
-#define MST_VARIANT_bf16(dim) MST_ATTEND(dim, 8) MST_ATTEND_16_##dim
+#define MST_VARIANT_bf16(dim) MST_ATTEND(dim, 4) MST_ATTEND(dim, 8) MST_ATTEND_16_##dim
 #define MST_VARIANT_f16(dim)
 #define MST_VARIANT(type, dim) MST_VARIANT_##type(dim)
 #include "variants.inc"

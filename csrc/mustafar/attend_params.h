@@ -52,7 +52,7 @@ struct DenseParams {
 // with parts = 2 for pages of 16 tokens and 1 for others.
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
-// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16; ragged 8 or 16). An item is a range of
+// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of
 // tokens: item i below dense_items covers dense_split tokens of the sinks and of the window from i *
 // dense_split on, the others cover `split` compressed tokens from (i - dense_items) * split on. Each CTA
 // writes one partial result per row, also when it saw no token (then only its log-sum-exp, -inf).

@@ -14,7 +14,7 @@
 namespace mustafar {
 
 // Registers that a thread needs on top of those for uniform pages.
-constexpr int kRaggedRegisters = 4;
+constexpr int ragged_registers(int rows) { return rows == 4 ? 0 : 4; }
 
 // Where the values of a row start and end in the page.
 struct Span {
@@ -49,99 +49,151 @@ struct RaggedPages {
     return pages + (offset << 4);
   }
 
-  // What is known ahead, so that no copy waits for a chain of loads: the spans of the tile that is copied
-  // next, and the page of the one after it, which its spans will be loaded from.
+  // What is known ahead, so that no copy waits for a chain of loads: the page and the spans of the tile that
+  // is copied next, and the page of the one after it. As soon as spans are used, those of the tile after are
+  // asked for.
   struct Next {
+    const AttendParams& p;
+    const PageTable& table;
+    const int head, length, lane;
+    int token;  // of the tile that is copied next
     int page;
     int page_after;
     Span keys;
     Span values;
 
-    __device__ __forceinline__ Next(const AttendParams& p, const PageTable& table, int head, int token,
-                                    int length, int lane)
-        : page_after(find(table, token, length, lane)) {
-      advance(p, table, head, token, length, lane);
-    }
+    __device__ __forceinline__ Next(const AttendParams& params, const PageTable& pages, int kv_head,
+                                    int first, int end, int thread)
+        : p(params),
+          table(pages),
+          head(kv_head),
+          length(end),
+          lane(thread),
+          token(first),
+          page(find(first)),
+          page_after(find(first + kStep)),
+          keys(span(p.k, page, first)),
+          values(span(p.v, page, first)) {}
 
-    // Goes on to the tile at `token`.
-    __device__ __forceinline__ void advance(const AttendParams& p, const PageTable& table, int head,
-                                            int token, int length, int lane) {
+    // The arguments are those of the constructor, with the token of the tile that is copied next.
+    __device__ __forceinline__ void advance(const AttendParams&, const PageTable&, int, int next, int, int) {
+      token = next;
       page = page_after;
-      keys = values = {0, 0};
-      if (token + lane < length) {
-        const int row = (token + lane) & (table.page_tokens - 1);
-        keys = span(p.k, head, page, table.page_tokens, row);
-        values = span(p.v, head, page, table.page_tokens, row);
+      page_after = find(next + kStep);
+    }
+
+    __device__ __forceinline__ RaggedTile key() {
+      const RaggedTile tile = {page, keys};
+      keys = span(p.k, page_after, token + kStep);
+      return tile;
+    }
+
+    __device__ __forceinline__ RaggedTile value() {
+      const RaggedTile tile = {page, values};
+      values = span(p.v, page_after, token + kStep);
+      return tile;
+    }
+
+    // Number of the page that holds row `lane` of the tile at token `at`.
+    __device__ __forceinline__ int find(int at) const {
+      const int first = at + first_row(table.page_tokens, lane);
+      if (first >= length) {
+        return 0;
       }
-      page_after = find(table, token + kStep, length, lane);
+      // A division would cost 20 instructions, and a shift that is known ahead a register.
+      uint32_t below = table.page_tokens - 1;
+      keep_in_register(below);
+      const int index = first >> __popc(below);
+      return table.entries == nullptr ? table.first_page + index : table.entries[index];
     }
 
-    __device__ __forceinline__ RaggedTile key() const { return {page, keys}; }
-    __device__ __forceinline__ RaggedTile value() const { return {page, values}; }
-
-    static __device__ __forceinline__ int find(const PageTable& table, int token, int length, int lane) {
-      const int first = token + first_row(table.page_tokens, lane);
-      return first < length ? table.page(first) : 0;
-    }
-
-    static __device__ __forceinline__ Span span(const AttendPool& pool, int head, int page, int page_tokens,
-                                                int row) {
+    // The span of row `lane` of the tile at token `at`, which lies in page `number`.
+    __device__ __forceinline__ Span span(const AttendPool& pool, int number, int at) const {
+      if (at + lane >= length) {
+        return {0, 0};
+      }
+      const int row = (at + lane) & (table.page_tokens - 1);
       if (pool.row_bytes > 0) {
         const int keep = pool.row_bytes / 2;
         return {row * keep, row * keep + keep};
       }
-      const uint8_t* from = page_of(pool.pages + head * pool.head_stride_bytes, pool, page);
-      const uint16_t* offsets = reinterpret_cast<const uint16_t*>(from + page_tokens * kBits) + row;
+      const uint8_t* bits = page_of(pool.pages + head * pool.head_stride_bytes, pool, number);
+      const uint16_t* offsets = reinterpret_cast<const uint16_t*>(bits + table.page_tokens * kBits) + row;
       return {offsets[0], offsets[1]};
     }
   };
 
   // Copies one side of the tiles of a sequence and KV head into a slot.
   struct Copier {
-    const uint8_t* from;  // pages of the head
+    const uint8_t* from;  // pages of the head, 16 bytes further on for each lane
     uint32_t slot;
 
-    __device__ __forceinline__ Copier(const AttendPool& pool, int head, uint32_t to, int)
-        : from(pool.pages + head * pool.head_stride_bytes), slot(to) {
-      keep_in_register(from);
-      keep_in_register(slot);
+    __device__ __forceinline__ Copier(const AttendPool& pool, int head, uint32_t to, int lane)
+        : from(pool.pages + head * pool.head_stride_bytes + 16 * lane), slot(to) {}
+
+    // Starts copying what a page has of the tile at `token`: 32 rows, or if kSmallPages 16, by as many lanes.
+    // Of bitmaps also rows past the length are copied, which lie inside the page.
+    template <bool kSmallPages>
+    __device__ __forceinline__ void copy_rows(const AttendPool& pool, const RaggedTile& tile, int page_tokens,
+                                              int token, int length, int lane) const {
+      constexpr int kRows = kSmallPages ? 16 : kTileTokens;
+      constexpr int kPiece = 16 * kRows;  // bytes that the lanes copy at a time
+      const int first = kSmallPages ? lane & 16 : 0;
+      const int rows = min(length - token - first, kRows);  // below 1 where a second page is not needed
+      const int run_begin = min(__shfl_sync(0xffffffffu, tile.span.begin, first), pool.capacity);
+      const int last = __shfl_sync(0xffffffffu, tile.span.end, first + max(rows, 1) - 1);
+      const int run_end = max(min(min(last, pool.capacity), run_begin + kRows * D), run_begin);
+      const int start = run_begin & -8;  // what is copied starts on 16 bytes
+      const int share = 16 * (lane - first);
+      const uint8_t* page = page_of(from, pool, tile.page) - 16 * first;
+      const uint32_t run = slot + kValuesAt + (first == 0 ? 0 : pool.run_bytes);
+
+      if (!kSmallPages || rows > 0) {
+        const uint8_t* bits = page + ((token + first) & (page_tokens - 1)) * kBits;
+        const uint32_t to = slot + first * kBits + share;
+#pragma unroll
+        for (int i = 0; i < kRows * kBits; i += kPiece) {
+          if (i + kPiece <= kRows * kBits || i + share < kRows * kBits) {
+            copy16_async(to + i, bits + i);
+          }
+        }
+      }
+      const uint8_t* values = page + (pool.values_offset_bytes + 2 * start);
+      uint32_t to = run + share;
+      int left = 2 * (run_end - start);
+#pragma unroll 1
+      for (; left >= 4 * kPiece; left -= 4 * kPiece) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          copy16_async(to + kPiece * i, values + kPiece * i);
+        }
+        to += 4 * kPiece;
+        values += 4 * kPiece;
+      }
+#pragma unroll 1
+      for (; left > share; left -= kPiece) {
+        copy16_async(to, values);
+        to += kPiece;
+        values += kPiece;
+      }
+      // The values in front of a row's first and of the next row's. As unsigned numbers, what lies before the
+      // run lies behind it too.
+      const uint32_t size = run_end - start;
+      const uint32_t row_begin = min(static_cast<uint32_t>(tile.span.begin - start), size);
+      const uint32_t row_end = min(static_cast<uint32_t>(tile.span.end - start), size);
+      store_shared_u32(slot + kSpansAt + 8 * lane, run - 2 + 2 * row_begin);
+      store_shared_u32(slot + kSpansAt + 8 * lane + 4, run - 2 + 2 * row_end);
     }
 
-    // Starts copying the tile at `token`, nothing if that is at or past `length`. Of bitmaps also rows past
-    // the length are copied, which lie inside the page.
+    // Starts copying the tile at `token`, nothing if that is at or past `length`.
     __device__ __forceinline__ void copy(const AttendPool& pool, const RaggedTile& tile, int page_tokens,
                                          int token, int length, int lane) const {
       if (token < length) {
-        const int page_rows =
-            min(page_tokens, kTileTokens);  // of the tile in a page, and lanes that copy them
-        const int first = first_row(page_tokens, lane);
-        const int rows = min(length - token - first, page_rows);  // below 1 where a second page is not needed
-        const int run_begin = min(__shfl_sync(0xffffffffu, tile.span.begin, first), pool.capacity);
-        const int last = __shfl_sync(0xffffffffu, tile.span.end, first + max(rows, 1) - 1);
-        const int run_end = max(min(min(last, pool.capacity), run_begin + page_rows * D), run_begin);
-        const int start = run_begin & -8;  // what is copied starts on 16 bytes
-        const uint8_t* page = page_of(from, pool, tile.page);
-        const int share = 16 * (lane - first);
-        const int stride = 16 * page_rows;
-
-        const uint8_t* bits = page + ((token + first) & (page_tokens - 1)) * kBits;
-        const int bits_bytes = rows > 0 ? page_rows * kBits : 0;
-#pragma unroll 1
-        for (int i = share; i < bits_bytes; i += stride) {
-          copy16_async(slot + first * kBits + i, bits + i);
+        if (page_tokens != 16) {
+          copy_rows<false>(pool, tile, page_tokens, token, length, lane);
+        } else {
+          copy_rows<true>(pool, tile, page_tokens, token, length, lane);
         }
-        const uint8_t* values = page + (pool.values_offset_bytes + 2 * start);
-        const uint32_t run = slot + kValuesAt + (first == 0 ? 0 : pool.run_bytes);
-        const int run_bytes = 2 * (run_end - start);
-#pragma unroll 4
-        for (int i = share; i < run_bytes; i += stride) {
-          copy16_async(run + i, values + i);
-        }
-        // The values in front of a row's first and of the next row's.
-        const int row_begin = min(max(tile.span.begin, start), run_end) - start;
-        const int row_end = min(max(tile.span.end, start), run_end) - start;
-        store_shared_u32(slot + kSpansAt + 8 * lane, run + 2 * row_begin - 2);
-        store_shared_u32(slot + kSpansAt + 8 * lane + 4, run + 2 * row_end - 2);
       }
       copy_commit();
     }

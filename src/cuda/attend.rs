@@ -5,11 +5,12 @@ use super::Device;
 use super::args::{int32, int64, stride, value_dtype};
 use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
-use super::plan::{Bounds, Plan, TILE_TOKENS};
+use super::plan::{Bounds, Plan, TILE_TOKENS, tile_rows};
 use crate::backend::Stream;
 use crate::cache::CacheConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::PageFormat;
 use crate::mem::MemMut;
 use crate::ops::attend::checks::{DenseNames, SINKS, Shapes, WINDOW, WORKSPACE_ALIGN};
 use crate::ops::attend::{Attend, Dense};
@@ -19,31 +20,36 @@ use std::ptr::null;
 const ATTEND_THREADS: u32 = 128;
 const ATTEND_WARPS: usize = 4;
 const COMBINE_THREADS: u32 = 256;
-/// Offsets of the rows of a ragged tile, K and V.
-const RAGGED_OFFSET_BYTES: usize = 512;
+/// Where the rows of a tile are, K or V, in the kernels for ragged pages.
+const RAGGED_OFFSET_BYTES: usize = 8 * TILE_TOKENS;
 /// Kernels hold a sixteenth of the stride in 32 bits.
 const MAX_PAGE_STRIDE: usize = 64 << 30;
 
 /// Bytes of workspace; see [`crate::ops::attend_workspace`].
 pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<usize> {
     value_type(args, shapes)?;
-    Ok(plan(device, args, shapes)?.workspace)
+    // Any number of resident blocks gives the same.
+    Ok(plan(device, args, shapes, 1)?.workspace)
 }
 
 /// Tokens of an item that is fastest when all sequences of a cache decode, each with so many compressed tokens.
 pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize) -> Result<usize> {
+    let _entered = device.context.enter()?;
+    let (dim, formats) = (config.k.head_dim(), Some([config.k, config.v]));
+    let dtype = config.k.value_type().dtype().unwrap_or(DType::F16);
+    let kernel = AttendKernel::new(dtype, dim, config.q_heads / config.kv_heads, formats)?;
     let plan = Plan::new(&Bounds {
         batch: config.max_sequences,
         total_q: config.max_sequences,
         max_q_len: 1,
         q_heads: config.q_heads,
         kv_heads: config.kv_heads,
-        dim: config.k.head_dim(),
-        ragged: config.k.keep().is_none() || config.v.keep().is_none(),
+        dim,
         max_len,
         max_dense: 0,
         split_tokens: None,
         multiprocessors: device.context.multiprocessors as usize,
+        resident: kernel.resident(device)?,
     })?;
     Ok(plan.split)
 }
@@ -73,13 +79,41 @@ fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
     })
 }
 
-/// K or V has ragged pages.
-fn ragged(args: &Attend<'_>) -> bool {
-    let is_ragged = |pool: &PagePool<'_>| pool.layout.format.keep().is_none();
-    args.compressed.as_ref().is_some_and(|c| is_ragged(&c.k) || is_ragged(&c.v))
+/// A kernel, and the shared memory of a block: the tiles of its warps, and later their results.
+struct AttendKernel {
+    kernel: Kernel,
+    shared_bytes: usize,
 }
 
-fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
+impl AttendKernel {
+    /// For `query_rows` rows of a KV head, over K and V pages of these formats, if there are pages.
+    fn new(dtype: DType, dim: usize, query_rows: usize, formats: Option<[PageFormat; 2]>) -> Result<Self> {
+        let ragged = formats.iter().flatten().any(|format| format.keep().is_none());
+        let mut tiles = 8 * dim;
+        for format in formats.iter().flatten() {
+            let rows = Rows::new(format)?;
+            let pages_of_tile = if format.page_tokens() < TILE_TOKENS { 2 } else { 1 };
+            tiles += match ragged {
+                true => RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize,
+                false => TILE_TOKENS * rows.shared_row_bytes as usize,
+            };
+        }
+        let rows = tile_rows(dim, query_rows);
+        let results = 16 * rows as usize * (dim + 2);
+        let family = if ragged { Family::AttendRagged } else { Family::Attend };
+        Ok(Self {
+            kernel: Kernel::Typed(family(rows), dtype, dim),
+            shared_bytes: (ATTEND_WARPS * tiles + 2 * dim + 16).max(results),
+        })
+    }
+
+    /// Blocks that a multiprocessor runs side by side.
+    fn resident(&self, device: &Device) -> Result<usize> {
+        device.kernels.resident_blocks(self.kernel, ATTEND_THREADS, self.shared_bytes)
+    }
+}
+
+fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes, resident: usize) -> Result<Plan> {
     let tokens = |dense: &Option<Dense<'_>>| dense.as_ref().map_or(0, |d| d.k.shape.tokens);
     Plan::new(&Bounds {
         batch: shapes.batch,
@@ -88,11 +122,11 @@ fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<Plan> {
         q_heads: shapes.q_heads,
         kv_heads: shapes.kv_heads,
         dim: shapes.k_dim,
-        ragged: ragged(args),
         max_len: args.compressed.as_ref().map_or(0, |c| c.sequences.max_len),
         max_dense: tokens(&args.sinks).max(tokens(&args.window)),
         split_tokens: args.split_tokens,
         multiprocessors: device.context.multiprocessors as usize,
+        resident,
     })
 }
 
@@ -122,23 +156,43 @@ fn attend_pool(device: &Device, argument: &'static str, pool: &PagePool<'_>) -> 
         let found = format!("{} bytes from page to page", layout.page_stride);
         return Err(Error::unsupported(argument, found, format!("less than {MAX_PAGE_STRIDE}")));
     }
-    let row_bytes = int32("keep", format.keep().unwrap_or(0) * 2)?;
-    let tile_rows = format.page_tokens().min(TILE_TOKENS);
-    let run_values =
-        format.keep().map_or(format.capacity().min(tile_rows * format.head_dim()), |k| tile_rows * k);
-    // Rows whose length is such a power of two would start in the same few banks of shared memory.
-    let apart = (32..=512).contains(&row_bytes) && row_bytes.count_ones() == 1;
+    let rows = Rows::new(&format)?;
     Ok(AttendPool {
         pages: device.pages(argument, &pool.mem, layout)?,
         page_stride_bytes: stride(argument, layout.num_pages, layout.page_stride)?,
         head_stride_bytes: stride(argument, layout.kv_heads, layout.head_stride)?,
-        row_bytes,
+        row_bytes: rows.row_bytes,
         values_offset_bytes: int32("values_offset", format.values_offset())?,
-        shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
-        row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
+        shared_row_bytes: rows.shared_row_bytes,
+        row_shift: rows.row_shift,
         capacity: int32("capacity", format.capacity())?,
-        run_bytes: int32("capacity", (2 * run_values + 14).next_multiple_of(16))?,
+        run_bytes: rows.run_bytes,
     })
+}
+
+/// The fields of `AttendPool` that say how rows lie in shared memory.
+struct Rows {
+    row_bytes: i32,
+    shared_row_bytes: i32,
+    row_shift: i32,
+    run_bytes: i32,
+}
+
+impl Rows {
+    fn new(format: &PageFormat) -> Result<Self> {
+        let row_bytes = int32("keep", format.keep().unwrap_or(0) * 2)?;
+        let tile_rows = format.page_tokens().min(TILE_TOKENS);
+        let run_values =
+            format.keep().map_or(format.capacity().min(tile_rows * format.head_dim()), |k| tile_rows * k);
+        // Rows whose length is such a power of two would start in the same few banks of shared memory.
+        let apart = (32..=512).contains(&row_bytes) && row_bytes.count_ones() == 1;
+        Ok(Self {
+            row_bytes,
+            shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
+            row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
+            run_bytes: int32("capacity", (2 * run_values + 14).next_multiple_of(16))?,
+        })
+    }
 }
 
 const NO_DENSE: DenseParams = DenseParams {
@@ -183,19 +237,6 @@ fn dense_params(
     })
 }
 
-/// Shared memory of a block: the tiles of its warps, and later their results.
-fn shared_bytes(plan: &Plan, args: &Attend<'_>, params: &AttendParams, dim: usize) -> usize {
-    let (k, v) = (&params.k, &params.v);
-    let values = if ragged(args) {
-        let pages_of_tile = if params.sequences.page_tokens == 16 { 2 } else { 1 };
-        RAGGED_OFFSET_BYTES + pages_of_tile * (k.run_bytes + v.run_bytes) as usize
-    } else {
-        TILE_TOKENS * (k.shared_row_bytes + v.shared_row_bytes) as usize
-    };
-    let tiles = ATTEND_WARPS * (8 * dim + values) + 2 * dim + 16;
-    tiles.max(16 * plan.rows as usize * (dim + 2))
-}
-
 pub(crate) fn attend(
     device: &Device,
     stream: Stream,
@@ -204,8 +245,12 @@ pub(crate) fn attend(
     mut workspace: MemMut<'_>,
 ) -> Result<()> {
     let _entered = device.context.enter()?;
-    let (dtype, plan) = (value_type(args, shapes)?, plan(device, args, shapes)?);
+    let dtype = value_type(args, shapes)?;
     let (dim, kv_heads, batch) = (shapes.k_dim, shapes.kv_heads, shapes.batch);
+    let formats = args.compressed.as_ref().map(|c| [c.k.layout.format, c.v.layout.format]);
+    let query_rows = q_len(args, shapes).saturating_mul(shapes.group());
+    let kernel = AttendKernel::new(dtype, dim, query_rows, formats)?;
+    let plan = plan(device, args, shapes, kernel.resident(device)?)?;
 
     let argument = "workspace";
     let scratch = device.write::<u8>(argument, &mut workspace, plan.workspace)?;
@@ -259,9 +304,8 @@ pub(crate) fn attend(
     };
     int32("tokens of sinks, compressed and window", shapes.max_positions)?;
     let items = int32("items", plan.items)?;
-    let shared = shared_bytes(&plan, args, &params, dim);
     let shape = LaunchShape {
-        shared_bytes: shared_fits(device, shared)?,
+        shared_bytes: shared_fits(device, kernel.shared_bytes)?,
         ..LaunchShape::new(
             [
                 items as u32,
@@ -294,12 +338,10 @@ pub(crate) fn attend(
         ..LaunchShape::new(grid, COMBINE_THREADS)
     };
 
-    let family = if ragged(args) { Family::AttendRagged } else { Family::Attend };
-    let kernel = Kernel::Typed(family(plan.rows), dtype, dim);
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
     // large as the plan's partial results, and views promise the memory until the stream has run this.
     unsafe {
-        device.kernels.launch(kernel, shape, stream, &params)?;
+        device.kernels.launch(kernel.kernel, shape, stream, &params)?;
         device.kernels.launch(Kernel::Combine, combine_shape, stream, &combine)
     }
 }

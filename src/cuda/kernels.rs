@@ -59,13 +59,8 @@ pub(super) enum Kernel {
 }
 
 /// Query rows of the tiles that attention kernels exist for, smallest first.
-pub(super) fn attend_rows(ragged: bool, dim: usize) -> &'static [u32] {
-    match (ragged, dim) {
-        (false, 256) => &[4, 8],
-        (false, _) => &[4, 8, 16],
-        (true, 256) => &[8],
-        (true, _) => &[8, 16],
-    }
+pub(super) fn attend_rows(dim: usize) -> &'static [u32] {
+    if dim == 256 { &[4, 8] } else { &[4, 8, 16] }
 }
 
 impl Kernel {
@@ -77,8 +72,8 @@ impl Kernel {
             for dim in HEAD_DIMS {
                 let store =
                     [Append, AppendWeighted, PruneToken, PruneChannel, Compress, Decompress, Validate];
-                let attend = attend_rows(false, dim).iter().copied().map(Attend);
-                let ragged = attend_rows(true, dim).iter().copied().map(AttendRagged);
+                let attend = attend_rows(dim).iter().copied().map(Attend);
+                let ragged = attend_rows(dim).iter().copied().map(AttendRagged);
                 let families = store.into_iter().chain([SpmvKey, SpmvValue]).chain(attend).chain(ragged);
                 all.extend(families.map(|family| Self::Typed(family, dtype, dim)));
             }
@@ -211,6 +206,22 @@ impl Kernels {
         }
     }
 
+    fn function(&self, kernel: Kernel) -> Result<sys::CUfunction> {
+        let missing = || Error::Internal { reason: format!("no kernel {kernel}") };
+        self.functions.get(&kernel).copied().ok_or_else(missing)
+    }
+
+    /// Blocks of a kernel that a multiprocessor runs side by side, at least 1. The kernels' context must be current.
+    pub(super) fn resident_blocks(&self, kernel: Kernel, threads: u32, shared_bytes: usize) -> Result<usize> {
+        let function = self.function(kernel)?;
+        // SAFETY: the function stays loaded as long as `self` lives.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(function, threads as i32, shared_bytes)
+        };
+        let blocks = blocks.map_err(error("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+        Ok(usize::try_from(blocks).unwrap_or(0).max(1))
+    }
+
     /// Submits one launch. An empty grid is nothing to do.
     ///
     /// # Safety
@@ -226,8 +237,7 @@ impl Kernels {
         if shape.grid.contains(&0) {
             return Ok(());
         }
-        let function = self.functions.get(&kernel);
-        let function = *function.ok_or_else(|| Error::Internal { reason: format!("no kernel {kernel}") })?;
+        let function = self.function(kernel)?;
         let mut overlap = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

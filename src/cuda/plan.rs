@@ -10,8 +10,9 @@ pub(super) const TILE_TOKENS: usize = 32;
 /// Fewest tokens of an item: one tile for each warp of a block.
 const MIN_SPLIT: usize = 128;
 
-/// Blocks per multiprocessor that work is cut into: in one wave, and where items would become longer than
-/// [`LONG_SPLIT`] as many as are resident at a time. docs/performance.md has the measurements.
+/// Blocks per multiprocessor that work is cut into, if so many are resident at a time: two, and where items would become
+/// longer than [`LONG_SPLIT`] four. More than are resident would make a second wave, which is mostly empty.
+/// docs/performance.md has the measurements.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 const MOST_BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 const LONG_SPLIT: usize = 3072;
@@ -26,8 +27,6 @@ pub(super) struct Bounds {
     pub(super) q_heads: usize,
     pub(super) kv_heads: usize,
     pub(super) dim: usize,
-    /// K or V has ragged pages.
-    pub(super) ragged: bool,
     /// Compressed tokens of a sequence at most.
     pub(super) max_len: usize,
     /// Tokens of the longer of sinks and window at most.
@@ -35,6 +34,8 @@ pub(super) struct Bounds {
     /// Tokens of an item, if the caller fixes them.
     pub(super) split_tokens: Option<usize>,
     pub(super) multiprocessors: usize,
+    /// Blocks of the kernel, see [`tile_rows`], that a multiprocessor runs side by side, at least 1.
+    pub(super) resident: usize,
 }
 
 /// The cut, and the workspace it needs.
@@ -60,13 +61,18 @@ struct Cut {
     results: usize,
 }
 
+/// Query rows of the tiles of the smallest kernel that takes `rows` at once, or of the largest there is.
+pub(super) fn tile_rows(dim: usize, rows: usize) -> u32 {
+    let kernels = attend_rows(dim);
+    let fitting = kernels.iter().copied().find(|n| rows <= *n as usize);
+    fitting.or(kernels.last().copied()).unwrap_or(1)
+}
+
 impl Plan {
     pub(super) fn new(b: &Bounds) -> Result<Self> {
         let overflow = || Error::Overflow { argument: "workspace" };
         let rows = b.max_q_len.checked_mul(b.q_heads / b.kv_heads).ok_or_else(overflow)?;
-        let kernels = attend_rows(b.ragged, b.dim);
-        let fitting = kernels.iter().copied().find(|n| rows <= *n as usize);
-        let tile_rows = fitting.or(kernels.last().copied()).unwrap_or(1);
+        let tile_rows = tile_rows(b.dim, rows);
         let row_tiles = rows.div_ceil(tile_rows as usize);
         let blocks = b.batch.checked_mul(b.kv_heads).and_then(|n| n.checked_mul(row_tiles));
         let blocks = blocks.ok_or_else(overflow)?.max(1);
@@ -80,7 +86,8 @@ impl Plan {
                 return Ok(Cut { split, items: most, results: all });
             }
             let split_for = |per_multiprocessor: usize| {
-                let items = most.min(per_multiprocessor * b.multiprocessors / blocks).max(1);
+                let wave = per_multiprocessor.min(b.resident) * b.multiprocessors;
+                let items = most.min(wave / blocks).max(1);
                 tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(MIN_SPLIT)
             };
             let split = match split_for(BLOCKS_PER_MULTIPROCESSOR) {
@@ -123,11 +130,11 @@ mod tests {
             q_heads: 32,
             kv_heads: 8,
             dim: 128,
-            ragged: false,
             max_len,
             max_dense: 0,
             split_tokens: None,
             multiprocessors: 132,
+            resident: 4,
         }
     }
 
@@ -135,6 +142,8 @@ mod tests {
     fn large_work_is_one_wave_and_small_work_has_short_items() {
         let plan = Plan::new(&bounds(8, 32768)).unwrap();
         assert_eq!((plan.rows, plan.row_tiles, plan.split, plan.items), (4, 1, 4096, 8));
+        let plan = Plan::new(&Bounds { resident: 3, ..bounds(8, 32768) }).unwrap();
+        assert_eq!((plan.split, plan.items), (5472, 6));
         let plan = Plan::new(&bounds(1, 32768)).unwrap();
         assert_eq!((plan.split, plan.items), (1024, 32));
         let plan = Plan::new(&bounds(1, 4096)).unwrap();
@@ -145,17 +154,11 @@ mod tests {
 
     #[test]
     fn the_smallest_kernel_that_fits_is_taken() {
-        for (q_len, ragged, dim, rows, tiles) in [
-            (1, false, 128, 4, 1),
-            (2, false, 128, 8, 1),
-            (3, false, 128, 16, 1),
-            (5, false, 128, 16, 2),
-            (3, false, 256, 8, 2),
-            (1, true, 128, 8, 1),
-            (4, true, 256, 8, 2),
-        ] {
-            let plan = Plan::new(&Bounds { max_q_len: q_len, ragged, dim, ..bounds(1, 64) }).unwrap();
-            assert_eq!((plan.rows, plan.row_tiles), (rows, tiles), "{q_len} {ragged} {dim}");
+        for (q_len, dim, rows, tiles) in
+            [(1, 128, 4, 1), (2, 128, 8, 1), (3, 128, 16, 1), (5, 128, 16, 2), (3, 256, 8, 2)]
+        {
+            let plan = Plan::new(&Bounds { max_q_len: q_len, dim, ..bounds(1, 64) }).unwrap();
+            assert_eq!((plan.rows, plan.row_tiles), (rows, tiles), "{q_len} {dim}");
         }
     }
 
@@ -189,19 +192,19 @@ mod tests {
 
     fn any_bounds() -> impl Strategy<Value = Bounds> {
         let sizes = (1usize..40, 1usize..40, 1usize..9, 1usize..20, 0usize..70_000, 0usize..2000);
-        (sizes, 0usize..4, any::<bool>(), proptest::option::of(1usize..5000)).prop_map(
-            |((batch, max_q_len, kv_heads, group, max_len, max_dense), dim, ragged, split_tokens)| Bounds {
+        (sizes, 0usize..4, proptest::option::of(1usize..5000), 1usize..7).prop_map(
+            |((batch, max_q_len, kv_heads, group, max_len, max_dense), dim, split_tokens, resident)| Bounds {
                 batch,
                 total_q: batch * max_q_len,
                 max_q_len,
                 q_heads: kv_heads * group,
                 kv_heads,
                 dim: [64, 96, 128, 256][dim],
-                ragged,
                 max_len,
                 max_dense,
                 split_tokens,
                 multiprocessors: 132,
+                resident,
             },
         )
     }

@@ -281,8 +281,12 @@ fn ragged_setup(n: usize, dtype: DType, dim: usize, rows: usize) -> Setup {
 fn every_ragged_kernel() {
     let mut setups = Vec::new();
     for dtype in DTYPES {
-        for (dim, rows) in [(64, 8), (64, 16), (96, 8), (96, 16), (128, 8), (128, 16), (256, 8)] {
-            setups.push(ragged_setup(setups.len(), dtype, dim, rows));
+        for dim in [64, 96, 128, 256] {
+            for rows in [4, 8, 16] {
+                if (dim, rows) != (256, 16) {
+                    setups.push(ragged_setup(setups.len(), dtype, dim, rows));
+                }
+            }
         }
     }
     check(&setups);
