@@ -52,6 +52,7 @@ MODELS = {
     "wide": (16, 4, 256),
 }
 SPARSITIES = (0.7, 0.5)
+EIGHT_BITS = ("int8", "e4m3")
 SHAPES = [
     ("llama-3-8b", 8, 32768),
     ("llama-3-8b", 1, 4096),
@@ -205,10 +206,11 @@ def compare(library, context, shape, options, flush, sparsities=SPARSITIES):
     calls, touched = {}, {}
     for sparsity in sparsities:
         keep = dim - int(sparsity * dim)
-        pages = Pages(library, context, k, v, keep, options.dtype)
-        for split in [0, *options.split]:
-            name = f"keep {keep}" + (f" split {split}" if split else "")
-            calls[name], touched[name] = pages.attend(q, split), pages.bytes
+        for values in [options.dtype, *EIGHT_BITS]:
+            pages = Pages(library, context, k, v, keep, values)
+            for split in [0, *options.split]:
+                name = f"keep {keep}" + (f" {values}" if values in EIGHT_BITS else "") + (f" split {split}" if split else "")
+                calls[name], touched[name] = pages.attend(q, split), pages.bytes
     calls["mustafar dense"], touched["mustafar dense"] = attend_window(library, context, q, k, v), dense_bytes
     contenders = {
         "cudnn": lambda: of_torch(SDPBackend.CUDNN_ATTENTION, q, k, v),

@@ -15,7 +15,21 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 DENSE = {"cudnn": "cuDNN f16", "flashinfer fp8": "FlashInfer FP8 (e4m3)"}
-STYLE = {"cudnn": "0.35", "flashinfer fp8": "tab:orange", "keep 39": "tab:blue", "keep 64": "tab:cyan"}
+STYLE = {
+    "cudnn": {"color": "0.35"},
+    "flashinfer fp8": {"color": "tab:orange"},
+    "keep 64": {"color": "tab:cyan"},
+    "keep 39": {"color": "tab:blue"},
+    "keep 64 int8": {"color": "tab:cyan", "linestyle": "--"},
+    "keep 39 int8": {"color": "tab:blue", "linestyle": "--"},
+}
+VALUES = {"": ("f16", "tab:blue"), "int8": ("int8", "tab:green"), "e4m3": ("e4m3", "tab:red")}
+
+
+def ours(name):
+    """keep and values of "keep N" or "keep N VALUES"."""
+    _, keep, *values = name.split()
+    return int(keep), " ".join(values)
 
 
 def figure(title, x_label):
@@ -38,7 +52,7 @@ def against_tokens(summary, batch, path):
     points = {}
     for result in summary["results"]:
         if result["model"] == "llama-3-8b" and result["batch"] == batch:
-            for name in ("cudnn", "flashinfer fp8", "keep 64", "keep 39"):
+            for name in STYLE:
                 if name in result["rows"]:
                     points.setdefault(name, []).append((result["tokens"], result["rows"][name]))
     made, axes = figure(
@@ -46,8 +60,11 @@ def against_tokens(summary, batch, path):
     )
     for name, rows in points.items():
         rows.sort(key=lambda row: row[0])
-        label = DENSE.get(name, f"mustafar f16, {name} of 128")
-        axes.plot([t for t, _ in rows], [r["us"] for _, r in rows], "o-", color=STYLE[name], label=label, markersize=3)
+        label = DENSE.get(name)
+        if label is None:
+            keep, values = ours(name)
+            label = f"mustafar {VALUES[values][0]}, keep {keep} of 128"
+        axes.plot([t for t, _ in rows], [r["us"] for _, r in rows], marker="o", label=label, markersize=3, **STYLE[name])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([t for t, _ in rows], [str(t) for t, _ in rows])
@@ -56,14 +73,20 @@ def against_tokens(summary, batch, path):
 
 def against_keep(summary, path):
     sweep = summary["sweep"]
-    kept = {int(name.split()[1]): row["us"] for name, row in sweep["rows"].items() if name.startswith("keep ")}
+    kept = {}
+    for name, row in sweep["rows"].items():
+        if name.startswith("keep "):
+            keep, values = ours(name)
+            kept.setdefault(values, {})[keep] = row["us"]
     made, axes = figure(
         f"One decode step, batch {sweep['batch']} x {sweep['tokens']} tokens, {summary['device']}", "values kept of 128"
     )
-    axes.plot(sorted(kept), [kept[keep] for keep in sorted(kept)], "o-", color="tab:blue", label="mustafar f16", markersize=3)
+    for values, us in kept.items():
+        label, color = VALUES[values]
+        axes.plot(sorted(us), [us[keep] for keep in sorted(us)], "o-", color=color, label=f"mustafar {label}", markersize=3)
     for name, label in DENSE.items():
         if name in sweep["rows"]:
-            axes.axhline(sweep["rows"][name]["us"], color=STYLE[name], linestyle="--", label=label)
+            axes.axhline(sweep["rows"][name]["us"], linestyle="--", label=label, **STYLE[name])
     axes.set_ylim(bottom=0)
     save(made, axes, path)
 

@@ -690,7 +690,7 @@ typedef struct mustafar_dense {
     size_t struct_size;
     /**
      * Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. CUDA rounds them to the type of
-     * the pages. Required.
+     * the pages, beside 8-bit values to f16 or bf16. Required.
      */
     const struct mustafar_tensor *k;
     /** Values [rows, max_len, kv_heads, v head_dim]. Required. */
@@ -729,7 +729,8 @@ typedef struct mustafar_attend_args {
     /**
      * Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
      * reads KV head h / (q_heads / kv_heads). CUDA rounds them to the type of the pages (without pages: of the window,
-     * the sinks or q, the first that is f16 or bf16). Required.
+     * the sinks or q, the first that is f16 or bf16; for pages of e4m3 to f16, of int8 to integers of 16 bits with a
+     * factor for each head). Required.
      */
     const struct mustafar_tensor *q;
     /**
@@ -1357,7 +1358,8 @@ mustafar_status mustafar_attend_workspace_size(const struct mustafar_context *co
  * @return SUCCESS; BUFFER_TOO_SMALL for the workspace; on the CPU OUT_OF_RANGE for q_indptr, lengths, rows, first and
  *         page numbers, which CUDA trusts: it reads or writes wherever wrong ones lead; INVALID_ARGUMENT for
  *         shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER, MISALIGNED, OVERFLOW,
- *         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+ *         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes. On CUDA UNSUPPORTED where K and V differ in value
+ *         type or head_dim, and for ragged pages of 8-bit values.
  *
  * Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
  * same instruction set or device, and see split_tokens. Thread-safe: yes, with a workspace each.
@@ -1432,8 +1434,9 @@ mustafar_status mustafar_merge(const struct mustafar_context *context,
  * @param context  Where the cache works; may be destroyed before the cache.
  * @param config   Shape and policy.
  * @param cache    Receives the handle; mustafar_cache_destroy ends it.
- * @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for a field of the configuration; OUT_OF_MEMORY; NULL_POINTER,
- *         MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+ * @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for a field of the configuration (on CUDA also for formats that
+ *         mustafar_attend does not serve there); OUT_OF_MEMORY; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH
+ *         as docs/c-api.md describes.
  *
  * Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
  */

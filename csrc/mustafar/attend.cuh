@@ -59,7 +59,8 @@ struct Warp {
     }
   }
 
-  // Asks for the queries. Nothing waits for them before finish_queries().
+  // Asks for the queries, as pairs of Q. Nothing waits for them before finish_queries().
+  template <typename Q = T>
   __device__ __forceinline__ void load_queries(int head, int q_begin) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -67,7 +68,7 @@ struct Warp {
       const int64_t token = q_begin + row / view.group;
       const int64_t q_head = head * view.group + row % view.group;
       const DenseSide side =
-          DenseSide::of<T>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
+          DenseSide::of<Q>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) {
         q[n][k][0] = q[n][k][1] = q[n][k][2] = q[n][k][3] = 0;
@@ -80,7 +81,7 @@ struct Warp {
       } else if (row < view.rows) {
 #pragma unroll
         for (int k = 0; k < D / 32; ++k) {
-          side.load_any<T>(32 * k + 8 * t, q[n][k]);
+          side.load_any<Q>(32 * k + 8 * t, q[n][k]);
         }
       }
     }
@@ -101,17 +102,21 @@ struct Warp {
             dot += T::to_float(static_cast<uint16_t>(q[n][k][j] >> 16)) * center[32 * k + 2 * j + 1];
           }
         }
-        dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-        dot += __shfl_xor_sync(0xffffffffu, dot, 2);
       }
-      // Lanes 4 g to 4 g + 3 hold the sum of the row in column g.
-      key_center[n][0] = __shfl_sync(0xffffffffu, dot, 8 * t);
-      key_center[n][1] = __shfl_sync(0xffffffffu, dot, 8 * t + 4);
+      columns_of(dot, key_center[n]);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) {
         swap_halves(q[n][k]);
       }
     }
+  }
+
+  // The sum over a quad of what its lanes have of the row in column g, for the columns 2t and 2t + 1.
+  __device__ __forceinline__ void columns_of(float part, float (&sums)[2]) const {
+    part += __shfl_xor_sync(0xffffffffu, part, 1);
+    part += __shfl_xor_sync(0xffffffffu, part, 2);
+    sums[0] = __shfl_sync(0xffffffffu, part, 8 * t);
+    sums[1] = __shfl_sync(0xffffffffu, part, 8 * t + 4);
   }
 
   template <typename F>
@@ -227,9 +232,11 @@ struct Warp {
   }
 
   // Puts the warp's state where write_partials reads it: kRows references, kRows sums, kRows x D outputs.
+  // `Channels` says which channel an output is of.
+  template <typename Channels = PairChannels<D>>
   __device__ __forceinline__ void store(float* shared) {
     using Columns = Rows<kRows>;
-    softmax.finish();
+    softmax.finish(softmax.sum);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -249,7 +256,7 @@ struct Warp {
         for (int e = 0; e < 4; ++e) {
           const int column = 2 * t + (e & 1);
           const int row = Columns::of_score(Columns::score_tile(n), column);
-          const int channel = channel_of(i + (e >> 1) * (D / 32), g) + Columns::parity(n, column);
+          const int channel = Channels::of(i + (e >> 1) * (D / 32), g, Columns::parity(n, column));
           shared[2 * kRows + row * D + channel] = out[i][n][e];
         }
       }
@@ -258,7 +265,7 @@ struct Warp {
 };
 
 // Merges what the warps stored and writes the CTA's partial results.
-template <typename T, int D, int kRows>
+template <typename T, int D, int kRows, typename Values>
 __device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const Item& item,
                                                const float* shared) {
   const int warp = threadIdx.x / 32;
@@ -280,7 +287,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
     }
     const int64_t token = item.q_begin + (view.row0 + row) / view.group;
     const int64_t q_head = item.head * view.group + (view.row0 + row) % view.group;
-    const int64_t result = (token * q_heads + q_head) * gridDim.x + blockIdx.x;
+    const int64_t result = (token * q_heads + q_head) * p.items + p.first_item + blockIdx.x;
     const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
     float lse = empty ? -INFINITY : reference + log2f(sum);
     const float normalise = 1.0f / sum;
@@ -298,7 +305,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
     const Range seen = {view.begin(end), end};
     if (empty ? item.any(seen) : __any_sync(0xffffffffu, !finite)) {
       const int64_t query = token * p.q_token_stride + q_head * p.q_head_stride;
-      const bool hidden = write_exact<T, D>(p, item, seen, query, result, lse);
+      const bool hidden = write_exact<T, D, Values>(p, item, seen, query, result, lse);
       // Tokens of weight 0 whose values are infinite or NaN.
       lse = empty && hidden ? kLowest : lse;
     }
@@ -333,17 +340,12 @@ __device__ __noinline__ void attend_dense_item(const AttendParams& p, const View
   w.store(merged + w.warp * kRows * (D + 2));
 }
 
-template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
-__device__ __forceinline__ void attend(const AttendParams& p) {
-  MST_DYNAMIC_SHARED(shared);
-  __shared__ View view;
-  __shared__ Item shared_item;
-  const int item = blockIdx.x;
+// Puts what the CTA works on into shared memory. False if it has no rows.
+template <int kRows>
+__device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, Item& shared_item) {
+  const int item = p.first_item + blockIdx.x;
   const int head = blockIdx.y % p.kv_heads;
   const int batch = blockIdx.z;
-  const int warp = uniform(threadIdx.x / 32);
-  allow_next_kernel();
-
   int q_begin = batch * p.max_q_len;
   int q_len = p.max_q_len;
   if (p.q_indptr != nullptr) {
@@ -352,11 +354,11 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
   }
   const int row0 = blockIdx.y / p.kv_heads * kRows;
   if (row0 >= q_len * p.group) {
-    return;
+    return false;
   }
   // The lengths, and the warp's first table entry next to them: one wait for memory instead of several.
   if (item >= p.dense_items && p.sequences.table != nullptr) {
-    const int token = (item - p.dense_items) * p.split + warp * kTileTokens;
+    const int token = (item - p.dense_items) * p.split + static_cast<int>(threadIdx.x / 32) * kTileTokens;
     if (token < p.max_len) {
       prefetch_l2(p.sequences.table + batch * p.sequences.table_stride +
                   token / static_cast<unsigned>(p.sequences.page_tokens));
@@ -391,22 +393,35 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
     shared_item.position[1] = sinks + compressed;
   }
   __syncthreads();
+  return true;
+}
 
+template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
+__device__ __forceinline__ void attend(const AttendParams& p) {
+  MST_DYNAMIC_SHARED(shared);
+  __shared__ View view;
+  __shared__ Item item;
+  const int warp = uniform(threadIdx.x / 32);
+  allow_next_kernel();
+  if (!begin_item<kRows>(p, view, item)) {
+    return;
+  }
   float* merged = reinterpret_cast<float*>(shared);
-  if (item < p.dense_items) {
-    attend_dense_item<T, D, kRows>(p, view, shared_item, merged);
+  if (p.first_item + static_cast<int>(blockIdx.x) < p.dense_items) {
+    attend_dense_item<T, D, kRows>(p, view, item, merged);
   } else {
     Warp<T, D, kRows> w(p, view, warp);
     const int slots =
         Pages::slot_bytes(p.k, p.sequences.page_tokens) + Pages::slot_bytes(p.v, p.sequences.page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
-    const Range part = seen_by_any<kRows>(view, shared_item.part[0], shared_item.position[0]);
-    w.template attend_pages<Pages>(batch, head, q_begin, part, shared_item.position[0], key_slot);
+    const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
+    w.template attend_pages<Pages>(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0],
+                                   key_slot);
     __syncthreads();
     w.store(merged + threadIdx.x / 32 * kRows * (D + 2));
   }
   __syncthreads();
-  write_partials<T, D, kRows>(p, view, shared_item, merged);
+  write_partials<T, D, kRows, T>(p, view, item, merged);
 }
 
 }  // namespace mustafar

@@ -11,7 +11,7 @@ struct AttendPool {
   const uint8_t* pages;  // page p of head h starts at pages + p * page_stride_bytes + h * head_stride_bytes
   int64_t page_stride_bytes;    // multiple of 16
   int64_t head_stride_bytes;    // multiple of 16
-  int32_t row_bytes;            // values of a row: 2 * keep; 0 for ragged pages
+  int32_t row_bytes;            // values of a row; 0 for ragged pages
   int32_t values_offset_bytes;  // where the values of a page start
   // Not read by the ragged kernels. Rows whose length is a power of two would start in the same few banks of
   // shared memory; there they lie 16 bytes further apart.
@@ -51,6 +51,10 @@ struct DenseParams {
 //   4 * (8 * dim + 512 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16
 // with parts = 2 for pages of 16 tokens and 1 for others.
 //
+// attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values,
+// items from dense_items on only. The first number of bytes is
+//   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
+//
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
 // a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of
 // tokens: item i below dense_items covers dense_split tokens of the sinks and of the window from i *
@@ -84,6 +88,8 @@ struct AttendParams {
   float scale;             // factor of q.k
   float softcap;           // 0: none
   int32_t max_len;         // upper bound of the compressed tokens
+  int32_t items;           // of the call, which may take several launches
+  int32_t first_item;      // of the launch
 };
 
 // merge.cu, mst_combine: one CTA of 256 threads per (query token, query head): grid (q_heads, total_q).
@@ -130,7 +136,7 @@ struct MergeParams {
 
 static_assert(sizeof(AttendPool) == 48, "AttendPool has padding");
 static_assert(sizeof(DenseParams) == 88, "DenseParams has padding");
-static_assert(sizeof(AttendParams) == 2 * 48 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 12 * 4,
+static_assert(sizeof(AttendParams) == 2 * 48 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 14 * 4,
               "AttendParams has padding");
 static_assert(sizeof(CombineParams) == 80, "CombineParams has padding");
 static_assert(sizeof(MergeParams) == 2 * 56 + 56, "MergeParams has padding");

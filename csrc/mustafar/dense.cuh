@@ -148,6 +148,11 @@ struct DenseValues {
       pair0 = pairs[0];
       pair1 = pairs[1];
     }
+
+    template <typename T, int kPairs>
+    __device__ __forceinline__ void load(uint32_t (&pairs)[kPairs]) {
+      load_pairs<T>(*this, pairs);
+    }
   };
 
   __device__ __forceinline__ Row row(int r) const { return Row{tile.side, tile.at(r) + 4 * g}; }

@@ -6,6 +6,7 @@
 // cost.
 #pragma once
 
+#include "mustafar/codes.cuh"
 #include "mustafar/dense.cuh"
 #include "mustafar/ragged.cuh"
 #include "mustafar/softmax.cuh"
@@ -46,29 +47,46 @@ __device__ __forceinline__ void load_dense_row(const DenseSide& side, int64_t to
   }
 }
 
-// Dropped channels read as 0.
-template <typename T, int D>
+// The number that a stored value stands for, without its row's scale.
+template <typename Values>
+__device__ __forceinline__ float stored_number(const uint8_t* packed, int index) {
+  if constexpr (Values::kCode == kInt8) {
+    return static_cast<int8_t>(packed[index]);
+  } else if constexpr (Values::kCode == kE4m3) {
+    return code_unit(kE4m3) * f16::to_float(static_cast<uint16_t>(e4m3_as_f16(packed[index])));
+  } else {
+    return Values::to_float(reinterpret_cast<const uint16_t*>(packed)[index]);
+  }
+}
+
+// Dropped channels read as 0, and as NaN in a row whose scale is NaN.
+template <typename Values, int D>
 __device__ __forceinline__ void load_page_row(const AttendPool& pool, int head, int page, int page_tokens,
                                               int row, int lane, LaneRow<D>& values) {
   const uint8_t* from = pool.pages + head * pool.head_stride_bytes + page * pool.page_stride_bytes;
-  int at = pool.row_bytes / 2 * row;
+  const uint8_t* packed = from + pool.values_offset_bytes;
+  int at = pool.row_bytes / (has_codes(Values::kCode) ? 1 : 2) * row;
   if (pool.row_bytes == 0) {
     at = reinterpret_cast<const uint16_t*>(from + page_tokens * (D / 8))[row];
   }
+  float scale = 1.0f;
+  if (has_codes(Values::kCode)) {
+    scale = bf16::to_float(reinterpret_cast<const uint16_t*>(packed - 2 * page_tokens)[row]);
+  }
   const uint32_t* bits = reinterpret_cast<const uint32_t*>(from + row * (D / 8));
-  const uint16_t* packed = reinterpret_cast<const uint16_t*>(from + pool.values_offset_bytes);
 #pragma unroll
   for (int i = 0; i < D / 32; ++i) {
     const uint32_t word = bits[i];
     // A damaged page must not lead out of itself.
     const int index = min(at + __popc(word & low_bits(lane)), pool.capacity - 1);
-    values[i] = word >> lane & 1u ? T::to_float(packed[index]) : 0.0f;
+    values[i] = scale * (word >> lane & 1u ? stored_number<Values>(packed, index) : 0.0f);
     at += __popc(word);
   }
 }
 
-// What one row of a CTA's item gives, by one warp.
-template <typename T, int D>
+// What one row of a CTA's item gives, by one warp. T is the type of queries and dense tokens, Values that of
+// what pages hold.
+template <typename T, int D, typename Values>
 struct ExactRow {
   const AttendParams& p;
   const int lane;
@@ -107,7 +125,7 @@ struct ExactRow {
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < D / 32; ++i) {
-      dot += q[i] * rounded(k[i]);
+      dot += q[i] * k[i];
     }
     float score = (warp_sum(dot) + center) * p.scale;
     if (p.softcap != 0.0f) {
@@ -128,6 +146,10 @@ struct ExactRow {
       LaneRow<D> k, v;
       load_dense_row<D>(sides.keys, token, lane, k);
       load_dense_row<D>(sides.values, token, lane, v);
+#pragma unroll
+      for (int i = 0; i < D / 32; ++i) {
+        k[i] = rounded(k[i]);
+      }
       add(k, v, 0.0f);
     }
   }
@@ -139,8 +161,8 @@ struct ExactRow {
       const int page = table.page(token);
       const int row = token & (table.page_tokens - 1);
       LaneRow<D> k, v;
-      load_page_row<T, D>(p.k, item.head, page, table.page_tokens, row, lane, k);
-      load_page_row<T, D>(p.v, item.head, page, table.page_tokens, row, lane, v);
+      load_page_row<Values, D>(p.k, item.head, page, table.page_tokens, row, lane, k);
+      load_page_row<Values, D>(p.v, item.head, page, table.page_tokens, row, lane, v);
       add(k, v, key_center);
     }
   }
@@ -149,14 +171,14 @@ struct ExactRow {
 // Writes partial result `result`: what the query row at `query`, which sees the positions `seen`, gets from
 // the item. `lse` is the log-sum-exp (base 2) of its scores. Returns whether any of it is infinite or NaN.
 // Call with a whole warp. Not inlined: the registers of the rare case must not weigh on the common one.
-template <typename T, int D>
+template <typename T, int D, typename Values>
 __device__ __noinline__ bool write_exact(const AttendParams& p, const Item& item, Range seen, int64_t query,
                                          int64_t result, float lse) {
   const float* center = p.center;
   if (center != nullptr) {
     center += item.batch * p.center_batch_stride + item.head * D;
   }
-  ExactRow<T, D> row(p, query, center, lse);
+  ExactRow<T, D, Values> row(p, query, center, lse);
   if (item.dense) {
     row.add_dense(p.sinks, item, item.cut(0, seen));
     row.add_dense(p.window, item, item.cut(1, seen));

@@ -82,4 +82,13 @@ __device__ __forceinline__ void expand8(uint32_t run, uint32_t before, Scratch& 
   expand8_half<1>(run, second, __dp4a(first, 0x01010101u, before), scratch, pairs[2], pairs[3]);
 }
 
+// All pairs of a lane in a value row that gives two after the other.
+template <typename T, int k = 0, typename Row, int kPairs>
+__device__ __forceinline__ void load_pairs(Row& row, uint32_t (&pairs)[kPairs]) {
+  row.template next<T, k>(pairs[2 * k], pairs[2 * k + 1]);
+  if constexpr (2 * k + 2 < kPairs) {
+    load_pairs<T, k + 1>(row, pairs);
+  }
+}
+
 }  // namespace mustafar

@@ -60,10 +60,12 @@ struct TileCopier {
   uint32_t values_to;
   uint32_t step;  // between two pieces of a lane, which lie 512 bytes apart in the page
 
-  __device__ __forceinline__ TileCopier(const AttendPool& pool, int head, uint32_t slot, int lane)
+  // Values start `values_at` bytes into the slot.
+  __device__ __forceinline__ TileCopier(const AttendPool& pool, int head, uint32_t slot, int lane,
+                                        uint32_t values_at = kTileTokens * kBits)
       : from(pool.pages + head * pool.head_stride_bytes + 16 * lane),
         bits_to(slot + 16 * lane),
-        values_to(bits_to + kTileTokens * kBits + (lane >> pool.row_shift) * 16),
+        values_to(bits_to + values_at + (lane >> pool.row_shift) * 16),
         step(512 + (32 >> pool.row_shift) * 16) {
     keep_in_register(from);
     keep_in_register(bits_to);
@@ -165,6 +167,11 @@ struct ValueRow {
       start = last - 2 * __popc(word & ~below);  // saves counting the word before
     }
     expand4<k % 2>(word >> (4 * g), start, scratch, pair0, pair1);
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void load(uint32_t (&pairs)[D / 16]) {
+    load_pairs<T>(*this, pairs);
   }
 };
 

@@ -58,6 +58,43 @@ __device__ __forceinline__ float f16_to_float(uint16_t bits) {
   return value;
 }
 
+// Numbers of the e4m3 codes in bytes 0, 1 and 2, 3, divided by kE4m3Unit. NaN stays NaN.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+constexpr float kE4m3Unit = 1.0f;
+
+__device__ __forceinline__ void e4m3_to_f16(uint32_t codes, uint32_t& pair0, uint32_t& pair1) {
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+      "}"
+      : "=r"(pair0), "=r"(pair1)
+      : "r"(codes));
+}
+#else
+constexpr float kE4m3Unit = 1.0f / 140.0f;
+
+// Exponent and fraction move to their place in an f16, which divides by 256. Times 140 the largest number,
+// 448, still fits, and what the NaN looks like, 480, is infinite; infinity times 0 is NaN.
+__device__ __forceinline__ void e4m3_to_f16(uint32_t codes, uint32_t& pair0, uint32_t& pair1) {
+  const auto convert = [](uint32_t halves) {
+    const uint32_t moved = (halves >> 1 & 0x3F803F80u) | (halves & 0x80008000u);
+    uint32_t pair;
+    asm("{\n"
+        ".reg .b32 scaled;\n"
+        "mul.rn.f16x2 scaled, %1, %2;\n"
+        "fma.rn.f16x2 %0, scaled, %3, scaled;\n"
+        "}"
+        : "=r"(pair)
+        : "r"(moved), "r"(0x78607860u), "r"(0u));
+    return pair;
+  };
+  pair0 = convert(__byte_perm(codes, 0, 0x1404));
+  pair1 = convert(__byte_perm(codes, 0, 0x3424));
+}
+#endif
+
 // ---- Shared memory, by 32-bit address ----
 
 // Declares `name`, a uint4 array of the bytes that the launch asked for. A macro, because the host has no
@@ -67,6 +104,12 @@ __device__ __forceinline__ float f16_to_float(uint16_t bits) {
 __device__ __forceinline__ uint32_t load_shared_u32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint32_t load_shared_u16(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
 
@@ -151,6 +194,16 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same of signed bytes, with int32 accumulators and 32 of them in a product: byte i of a0 and a1 is k 4t
+// + i, of a2 and a3 k 4t + 16 + i, and so are those of b0 and b1.
+__device__ __forceinline__ void mma_s8(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                       uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // Transposes an 8 x 8 matrix of 16-bit elements: lane (g, t) gives row g, columns 2t, 2t+1 and gets rows 2t,
 // 2t+1 of column g.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
@@ -173,6 +226,13 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The base-2 logarithm, of subnormal numbers -inf.
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

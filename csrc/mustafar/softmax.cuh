@@ -61,8 +61,56 @@ struct Softmax {
     }
   }
 
+  // As update, for value rows that are yet to be multiplied by scales, of which `scale` holds the logarithms
+  // for the tokens g, g + 8, g + 16, g + 24: what `scores` gets is the probabilities times the scales,
+  // relative to a reference that follows those products. `weights` gets, as `sum`, the sums of what is in
+  // `scores`, in f16.
   template <int D>
-  __device__ __forceinline__ void raise_reference(const float (&top)[kTiles][2], Output<D, kRows>& out) {
+  __device__ __forceinline__ void update(Scores<kRows>& scores, const float (&scale)[4],
+                                         Output<D, kRows>& out, float (&weights)[kTiles][2]) {
+    // Far from 1 a scale no longer moves the reference, so that sums neither overflow nor lose other tokens.
+    float moved[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      moved[r] = fminf(fmaxf(scale[r], -100.0f), 60.0f);
+    }
+    float top[kTiles][2];
+    bool raise = false;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        top[n][j] = fmaxf(fmaxf(scores[0][n][j] + moved[0], scores[0][n][j + 2] + moved[1]),
+                          fmaxf(scores[1][n][j] + moved[2], scores[1][n][j + 2] + moved[3]));
+        raise |= top[n][j] > reference[n][j] + kSlack;
+      }
+    }
+    if (__any_sync(0xffffffffu, raise)) {
+      raise_reference<D>(top, out, weights);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float s = scores[m][n][i] - reference[n][i & 1];
+          sum[n][i & 1] += exp2_approx(s);
+          scores[m][n][i] = exp2_approx(s + scale[2 * m + i / 2]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          const uint32_t pair = f16::pack(scores[m][n][i], scores[m][n][i + 1]);
+          weights[n][0] += f16::to_float(static_cast<uint16_t>(pair));
+          weights[n][1] += f16::to_float(static_cast<uint16_t>(pair >> 16));
+        }
+      }
+    }
+  }
+
+  template <int D>
+  __device__ __forceinline__ void raise_reference(const float (&top)[kTiles][2], Output<D, kRows>& out,
+                                                  float (*weights)[2] = nullptr) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       float scale[2];
@@ -76,6 +124,9 @@ struct Softmax {
         scale[j] = exp2_approx(reference[n][j] - highest);
         reference[n][j] = highest;
         sum[n][j] *= scale[j];
+        if (weights != nullptr) {
+          weights[n][j] *= scale[j];
+        }
       }
 #pragma unroll
       for (int o = 0; o < Rows<kRows>::kOutTiles; ++o) {
@@ -92,15 +143,15 @@ struct Softmax {
     }
   }
 
-  // Sums over all tokens, in every lane.
-  __device__ __forceinline__ void finish() {
+  // From sums over a lane's tokens to sums over all of them, in every lane.
+  static __device__ __forceinline__ void finish(float (&sums)[kTiles][2]) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2) {
-          sum[n][j] += __shfl_xor_sync(0xffffffffu, sum[n][j], lanes);
+          sums[n][j] += __shfl_xor_sync(0xffffffffu, sums[n][j], lanes);
         }
       }
     }

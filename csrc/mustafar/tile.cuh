@@ -38,14 +38,17 @@ using Queries = uint32_t[Rows<kRows>::kTiles][D / 32][4];
 template <int kRows>
 using Scores = float[2][Rows<kRows>::kTiles][4];
 
-// out[i][n]: accumulators of channel pairs i (rows g) and i + D/32 (rows g + 8) of lane g, see channel_of.
+// out[i][n]: accumulators of channel pairs i (rows g) and i + D/32 (rows g + 8) of lane g, see PairChannels.
 template <int D, int kRows>
 using Output = float[D / 32][Rows<kRows>::kOutTiles][4];
 
-// First channel of pair `pair` (0 to D/16 - 1) of lane g.
-__device__ __forceinline__ int channel_of(int pair, int g) {
-  return 32 * (pair / 2) + 4 * g + 2 * (pair % 2);
-}
+// Channel of half `parity` of pair `pair` (0 to D/16 - 1) of lane g.
+template <int D>
+struct PairChannels {
+  static __device__ __forceinline__ int of(int pair, int g, int parity) {
+    return 32 * (pair / 2) + 4 * g + 2 * (pair % 2) + parity;
+  }
+};
 
 // `start` is what the sums of the lane's query columns start from.
 template <typename T, int D, int kRows, typename Keys>
@@ -75,12 +78,23 @@ __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kR
   }
 }
 
-// All pairs of a lane in one value row.
-template <typename T, int D, int k = 0, typename Row>
-__device__ __forceinline__ void load_pairs(Row& row, uint32_t (&pairs)[D / 16]) {
-  row.template next<T, k>(pairs[2 * k], pairs[2 * k + 1]);
-  if constexpr (k + 1 < D / 32) {
-    load_pairs<T, D, k + 1>(row, pairs);
+// Probabilities of tokens 8 step to 8 step + 7 as B operand.
+template <typename T, int kRows>
+__device__ __forceinline__ void probability_operand(const Scores<kRows>& scores, int step, int g,
+                                                    uint32_t (&b)[Rows<kRows>::kOutTiles][2]) {
+#pragma unroll
+  for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
+    const float* p = &scores[step / 2][n][2 * (step % 2)];
+    const uint32_t both = transpose_8x8(T::pack(p[0], p[1]));  // tokens 2t (low), 2t + 1 of column g
+    if constexpr (kRows == 4) {
+      b[0][0] = permute_bytes(both, 0, g < 4 ? 0x4410 : 0x1044);
+      b[0][1] = permute_bytes(both, 0, g < 4 ? 0x4432 : 0x3244);
+    } else {
+      b[2 * n][0] = both & 0xffffu;
+      b[2 * n][1] = both >> 16;
+      b[2 * n + 1][0] = both << 16;
+      b[2 * n + 1][1] = both & 0xffff0000u;
+    }
   }
 }
 
@@ -94,23 +108,10 @@ __device__ __forceinline__ void accumulate_tile(const Values& values, const Scor
     uint32_t first[D / 16], second[D / 16];
     auto first_row = values.row(8 * step + 2 * t);
     auto second_row = values.row(8 * step + 2 * t + 1);
-    load_pairs<T, D>(first_row, first);
-    load_pairs<T, D>(second_row, second);
+    first_row.template load<T>(first);
+    second_row.template load<T>(second);
     uint32_t b[Rows<kRows>::kOutTiles][2];
-#pragma unroll
-    for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
-      const float* p = &scores[step / 2][n][2 * (step % 2)];
-      const uint32_t both = transpose_8x8(T::pack(p[0], p[1]));  // tokens 2t (low), 2t + 1 of column g
-      if constexpr (kRows == 4) {
-        b[0][0] = permute_bytes(both, 0, g < 4 ? 0x4410 : 0x1044);
-        b[0][1] = permute_bytes(both, 0, g < 4 ? 0x4432 : 0x3244);
-      } else {
-        b[2 * n][0] = both & 0xffffu;
-        b[2 * n][1] = both >> 16;
-        b[2 * n + 1][0] = both << 16;
-        b[2 * n + 1][1] = both & 0xffff0000u;
-      }
-    }
+    probability_operand<T, kRows>(scores, step, g, b);
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
 #pragma unroll

@@ -196,7 +196,8 @@ impl Cache {
     /// grows it once.
     ///
     /// # Errors
-    /// Invalid configuration by field name; [`crate::Error::OutOfMemory`].
+    /// Invalid configuration by field name, on CUDA also one that [`crate::ops::attend()`] does not serve there;
+    /// [`crate::Error::OutOfMemory`].
     pub fn new(context: &Context, config: CacheConfig) -> Result<Self> {
         let geometry = Geometry::checked(&config)?;
         let dense = |names, capacity| DenseTokens::new(context, &config, names, capacity);

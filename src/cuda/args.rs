@@ -3,7 +3,6 @@
 use super::Device;
 use super::driver::{AddressOf, address_of};
 use super::params::SequencesParams;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mem::{Element, Mem, MemMut};
 use crate::ops::attend::Center;
@@ -11,12 +10,6 @@ use crate::pool::{PoolLayout, Sequences};
 use crate::tensor::{Tensor, TensorMut};
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
-
-/// The type of the pages' values, which kernels exist for if it has 16 bits.
-pub(super) fn value_dtype(argument: &'static str, layout: &PoolLayout) -> Result<DType> {
-    let values = layout.format.value_type();
-    values.dtype().ok_or_else(|| Error::unsupported(argument, values, "f16, bf16 on the CUDA backend"))
-}
 
 impl Device {
     /// `count` elements for reading. A context must be current, as in all functions here.

@@ -2,13 +2,13 @@
 #![allow(unsafe_code)]
 
 use super::Device;
-use super::args::{int32, int64, stride, value_dtype};
+use super::args::{int32, int64, stride};
 use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
 use super::plan::{Bounds, Plan, TILE_TOKENS, tile_rows};
 use crate::backend::Stream;
 use crate::cache::CacheConfig;
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::error::{Error, Result};
 use crate::format::PageFormat;
 use crate::mem::MemMut;
@@ -22,22 +22,31 @@ const ATTEND_WARPS: usize = 4;
 const COMBINE_THREADS: u32 = 256;
 /// Where the rows of a tile are, K or V, in the kernels for ragged pages.
 const RAGGED_OFFSET_BYTES: usize = 8 * TILE_TOKENS;
+/// Scales of a tile, K or V, in the kernels for 8-bit values.
+const SCALE_BYTES: usize = 2 * TILE_TOKENS;
 /// Kernels hold a sixteenth of the stride in 32 bits.
 const MAX_PAGE_STRIDE: usize = 64 << 30;
 
 /// Bytes of workspace; see [`crate::ops::attend_workspace`].
 pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<usize> {
-    value_type(args, shapes)?;
+    types(args, shapes)?;
     // Any number of resident blocks gives the same.
     Ok(plan(device, args, shapes, 1)?.workspace)
 }
 
-/// Tokens of an item that is fastest when all sequences of a cache decode, each with so many compressed tokens.
+/// Tokens of an item that is fastest when all sequences of a cache decode, each with so many compressed tokens. Refuses
+/// a cache that could not be attended to.
 pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize) -> Result<usize> {
     let _entered = device.context.enter()?;
-    let (dim, formats) = (config.k.head_dim(), Some([config.k, config.v]));
-    let dtype = config.k.value_type().dtype().unwrap_or(DType::F16);
-    let kernel = AttendKernel::new(dtype, dim, config.q_heads / config.kv_heads, formats)?;
+    let (dim, formats) = (config.k.head_dim(), [config.k, config.v]);
+    if config.v.head_dim() != dim {
+        let supported = format!("{dim}, that of k, on the CUDA backend");
+        return Err(Error::unsupported("v.head_dim", config.v.head_dim(), supported));
+    }
+    let pages = Pages::of(["k.value_type", "v.value_type"], formats)?;
+    let dtype = config.dtype(config.k);
+    let group = config.q_heads / config.kv_heads;
+    let kernel = AttendKernel::new(pages, dtype, dim, group, &formats)?;
     let plan = Plan::new(&Bounds {
         batch: config.max_sequences,
         total_q: config.max_sequences,
@@ -54,29 +63,62 @@ pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize
     Ok(plan.split)
 }
 
-/// The type that kernels compute with, which queries and dense tokens are rounded to: that of the pages.
-fn value_type(args: &Attend<'_>, shapes: &Shapes) -> Result<DType> {
+/// Pages that kernels differ by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    /// Uniform ones of K and of V, or none.
+    Uniform,
+    /// Ragged ones of K or V.
+    Ragged,
+    /// Uniform ones with 8-bit values.
+    Scaled(ValueType),
+}
+
+impl Pages {
+    /// Those of K and V; `arguments` name their value types.
+    fn of(arguments: [&'static str; 2], [k, v]: [PageFormat; 2]) -> Result<Self> {
+        let values = k.value_type();
+        if values != v.value_type() {
+            let supported = format!("{values}, the value type of K, on the CUDA backend");
+            return Err(Error::unsupported(arguments[1], v.value_type(), supported));
+        }
+        let ragged = k.keep().is_none() || v.keep().is_none();
+        match values.is_scaled() {
+            true if ragged => {
+                let supported = "f16, bf16 for ragged pages on the CUDA backend";
+                Err(Error::unsupported(arguments[0], values, supported))
+            }
+            true => Ok(Self::Scaled(values)),
+            false if ragged => Ok(Self::Ragged),
+            false => Ok(Self::Uniform),
+        }
+    }
+}
+
+/// What the kernels are pages by: the pages, and the type that queries and dense tokens are rounded to, which is that of
+/// the pages or, beside 8-bit values, that of the dense tokens.
+fn types(args: &Attend<'_>, shapes: &Shapes) -> Result<(Pages, DType)> {
     if shapes.v_dim != shapes.k_dim {
         let supported = format!("{}, the dim of q, on the CUDA backend", shapes.k_dim);
         return Err(Error::unsupported("out.dim", shapes.v_dim, supported));
     }
+    let mut pages = Pages::Uniform;
     if let Some(compressed) = &args.compressed {
-        let k = value_dtype("compressed.k.value_type", &compressed.k.layout)?;
-        let v = value_dtype("compressed.v.value_type", &compressed.v.layout)?;
-        if k != v {
-            let supported = format!("{k}, the value type of compressed.k, on the CUDA backend");
-            return Err(Error::unsupported("compressed.v.value_type", v, supported));
+        let formats = [&compressed.k, &compressed.v].map(|pool| pool.layout.format);
+        pages = Pages::of(["compressed.k.value_type", "compressed.v.value_type"], formats)?;
+        if let Some(dtype) = formats[0].value_type().dtype() {
+            return Ok((pages, dtype));
         }
-        return Ok(k);
     }
     let Some(dense) = args.window.as_ref().or(args.sinks.as_ref()).map(|d| d.k.dtype) else {
-        return Ok(DType::F16); // there are no tokens
+        return Ok((pages, DType::F16)); // there are no dense tokens
     };
     let narrow = [dense, args.q.dtype].into_iter().find(|dtype| *dtype != DType::F32);
-    narrow.ok_or_else(|| {
+    let dtype = narrow.ok_or_else(|| {
         let supported = "f16 or bf16 (or pages, or a window, of one of them) on the CUDA backend";
         Error::unsupported("q.dtype", args.q.dtype, supported)
-    })
+    })?;
+    Ok((pages, dtype))
 }
 
 /// A kernel, and the shared memory of a block: the tiles of its warps, and later their results.
@@ -86,25 +128,44 @@ struct AttendKernel {
 }
 
 impl AttendKernel {
-    /// For `query_rows` rows of a KV head, over K and V pages of these formats, if there are pages.
-    fn new(dtype: DType, dim: usize, query_rows: usize, formats: Option<[PageFormat; 2]>) -> Result<Self> {
-        let ragged = formats.iter().flatten().any(|format| format.keep().is_none());
+    /// For `query_rows` rows of a KV head, over K and V pages of these formats; without pages there are none.
+    fn new(
+        pages: Pages,
+        dtype: DType,
+        dim: usize,
+        query_rows: usize,
+        formats: &[PageFormat],
+    ) -> Result<Self> {
         let mut tiles = 8 * dim;
-        for format in formats.iter().flatten() {
+        for format in formats {
             let rows = Rows::new(format)?;
+            let uniform = TILE_TOKENS * rows.shared_row_bytes as usize;
             let pages_of_tile = if format.page_tokens() < TILE_TOKENS { 2 } else { 1 };
-            tiles += match ragged {
-                true => RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize,
-                false => TILE_TOKENS * rows.shared_row_bytes as usize,
+            tiles += match pages {
+                Pages::Uniform => uniform,
+                Pages::Ragged => RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize,
+                Pages::Scaled(_) => SCALE_BYTES + uniform,
             };
         }
         let rows = tile_rows(dim, query_rows);
-        let results = 16 * rows as usize * (dim + 2);
-        let family = if ragged { Family::AttendRagged } else { Family::Attend };
-        Ok(Self {
-            kernel: Kernel::Typed(family(rows), dtype, dim),
-            shared_bytes: (ATTEND_WARPS * tiles + 2 * dim + 16).max(results),
-        })
+        let kernel = match pages {
+            Pages::Uniform => Kernel::Typed(Family::Attend(rows), dtype, dim),
+            Pages::Ragged => Kernel::Typed(Family::AttendRagged(rows), dtype, dim),
+            Pages::Scaled(values) => Kernel::AttendScaled(values, dim, rows),
+        };
+        let shared_bytes = (ATTEND_WARPS * tiles + 2 * dim + 16).max(Self::result_bytes(dim, rows));
+        Ok(Self { kernel, shared_bytes })
+    }
+
+    /// For dense tokens alone, in tiles of `rows` query rows.
+    fn dense(dtype: DType, dim: usize, rows: u32) -> Self {
+        let kernel = Kernel::Typed(Family::Attend(rows), dtype, dim);
+        Self { kernel, shared_bytes: Self::result_bytes(dim, rows) }
+    }
+
+    /// Shared memory for the results of a block's warps.
+    fn result_bytes(dim: usize, rows: u32) -> usize {
+        16 * rows as usize * (dim + 2)
     }
 
     /// Blocks that a multiprocessor runs side by side.
@@ -180,7 +241,8 @@ struct Rows {
 
 impl Rows {
     fn new(format: &PageFormat) -> Result<Self> {
-        let row_bytes = int32("keep", format.keep().unwrap_or(0) * 2)?;
+        let value_bytes = format.value_type().bytes();
+        let row_bytes = int32("keep", format.keep().unwrap_or(0) * value_bytes)?;
         let tile_rows = format.page_tokens().min(TILE_TOKENS);
         let run_values =
             format.keep().map_or(format.capacity().min(tile_rows * format.head_dim()), |k| tile_rows * k);
@@ -190,7 +252,7 @@ impl Rows {
             row_bytes,
             shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
             row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
-            run_bytes: int32("capacity", (2 * run_values + 14).next_multiple_of(16))?,
+            run_bytes: int32("capacity", (value_bytes * run_values + 14).next_multiple_of(16))?,
         })
     }
 }
@@ -245,11 +307,12 @@ pub(crate) fn attend(
     mut workspace: MemMut<'_>,
 ) -> Result<()> {
     let _entered = device.context.enter()?;
-    let dtype = value_type(args, shapes)?;
+    let (pages, dtype) = types(args, shapes)?;
     let (dim, kv_heads, batch) = (shapes.k_dim, shapes.kv_heads, shapes.batch);
     let formats = args.compressed.as_ref().map(|c| [c.k.layout.format, c.v.layout.format]);
+    let formats = formats.as_ref().map_or(&[][..], |both| &both[..]);
     let query_rows = q_len(args, shapes).saturating_mul(shapes.group());
-    let kernel = AttendKernel::new(dtype, dim, query_rows, formats)?;
+    let kernel = AttendKernel::new(pages, dtype, dim, query_rows, formats)?;
     let plan = plan(device, args, shapes, kernel.resident(device)?)?;
 
     let argument = "workspace";
@@ -301,19 +364,31 @@ pub(crate) fn attend(
         scale: args.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
         softcap: args.softcap.unwrap_or(0.0),
         max_len: int32("sequences.max_len", compressed.map_or(0, |c| c.sequences.max_len))?,
+        items: int32("items", plan.items)?,
+        first_item: 0,
     };
     int32("tokens of sinks, compressed and window", shapes.max_positions)?;
-    let items = int32("items", plan.items)?;
-    let shape = LaunchShape {
-        shared_bytes: shared_fits(device, kernel.shared_bytes)?,
-        ..LaunchShape::new(
-            [
-                items as u32,
-                grid_rows("kv_heads * tiles of max_q_len", kv_heads.saturating_mul(plan.row_tiles))?,
-                grid_rows("batch", batch)?,
-            ],
-            ATTEND_THREADS,
-        )
+    let rows = [
+        grid_rows("kv_heads * tiles of max_q_len", kv_heads.saturating_mul(plan.row_tiles))?,
+        grid_rows("batch", batch)?,
+    ];
+    // As many items from `first` on, in a launch of their own.
+    let launch = |kernel: AttendKernel, first: usize, items: usize| -> Result<_> {
+        let shape = LaunchShape {
+            shared_bytes: shared_fits(device, kernel.shared_bytes)?,
+            ..LaunchShape::new([items as u32, rows[0], rows[1]], ATTEND_THREADS)
+        };
+        Ok((kernel.kernel, shape, AttendParams { first_item: first as i32, ..params }))
+    };
+    let launches = match pages {
+        Pages::Uniform | Pages::Ragged => [Some(launch(kernel, 0, plan.items)?), None],
+        Pages::Scaled(_) => {
+            // Dense tokens have 16-bit values. Where the device can, both launches run side by side.
+            let dense = plan.dense_items;
+            let mut compressed = launch(kernel, dense, plan.items - dense)?;
+            compressed.1.overlaps_previous = device.overlaps() && dense > 0;
+            [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), 0, dense)?), Some(compressed)]
+        }
     };
 
     let out = args.out.shape;
@@ -325,7 +400,7 @@ pub(crate) fn attend(
         out_head_stride: stride("out", out.heads, out.head_stride)?,
         lse_token_stride,
         lse_head_stride,
-        items,
+        items: params.items,
         dim: int32("out.dim", dim)?,
         out_dtype: args.out.dtype as i32,
         reserved: 0,
@@ -334,14 +409,16 @@ pub(crate) fn attend(
     };
     let grid = [grid_rows("q.heads", shapes.q_heads)?, grid_rows("q.tokens", shapes.total_q)?, 1];
     let combine_shape = LaunchShape {
-        overlaps_previous: device.overlaps() && items > 0,
+        overlaps_previous: device.overlaps() && plan.items > 0,
         ..LaunchShape::new(grid, COMBINE_THREADS)
     };
 
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
     // large as the plan's partial results, and views promise the memory until the stream has run this.
     unsafe {
-        device.kernels.launch(kernel.kernel, shape, stream, &params)?;
+        for (kernel, shape, params) in launches.iter().flatten() {
+            device.kernels.launch(*kernel, *shape, stream, params)?;
+        }
         device.kernels.launch(Kernel::Combine, combine_shape, stream, &combine)
     }
 }

@@ -4,7 +4,7 @@
 use super::driver::error;
 use super::params::KernelParams;
 use crate::backend::Stream;
-use crate::dtype::DType;
+use crate::dtype::{DType, ValueType};
 use crate::error::{Error, Result};
 use crate::variants::HEAD_DIMS;
 use cudarc::driver::{result, sys};
@@ -47,6 +47,8 @@ pub(super) enum Family {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     Typed(Family, DType, usize),
+    /// Attention over uniform pages with values of this 8-bit type and head dimension, with tiles of so many query rows.
+    AttendScaled(ValueType, usize, u32),
     Combine,
     Merge,
     Copy,
@@ -78,11 +80,16 @@ impl Kernel {
                 all.extend(families.map(|family| Self::Typed(family, dtype, dim)));
             }
         }
+        for values in [ValueType::E4m3, ValueType::Int8] {
+            for dim in HEAD_DIMS {
+                all.extend(attend_rows(dim).iter().map(|&rows| Self::AttendScaled(values, dim, rows)));
+            }
+        }
         all
     }
 
     fn needs_shared_memory(self) -> bool {
-        matches!(self, Self::Typed(Family::Attend(_) | Family::AttendRagged(_), ..))
+        matches!(self, Self::Typed(Family::Attend(_) | Family::AttendRagged(_), ..) | Self::AttendScaled(..))
     }
 
     /// The file of `csrc/kernels` that defines it.
@@ -92,6 +99,8 @@ impl Kernel {
             Self::Copy | Self::Widen => "copy",
             Self::Median => "median",
             Self::QueryWeights | Self::ChannelScores | Self::ChooseChannels | Self::TokenWeights => "score",
+            Self::AttendScaled(ValueType::E4m3, ..) => "attend_e4m3",
+            Self::AttendScaled(..) => "attend_int8",
             Self::Typed(family, dtype, _) => match (family, dtype) {
                 (Family::Append | Family::AppendWeighted, _) => "append",
                 (Family::PruneToken | Family::PruneChannel, _) => "prune",
@@ -121,6 +130,9 @@ impl fmt::Display for Kernel {
             Self::ChannelScores => return f.write_str("mst_channel_scores"),
             Self::ChooseChannels => return f.write_str("mst_choose_channels"),
             Self::TokenWeights => return f.write_str("mst_token_weights"),
+            Self::AttendScaled(values, dim, rows) => {
+                return write!(f, "mst_attend_{values}_d{dim}_r{rows}");
+            }
             Self::Typed(family, dtype, dim) => (family, dtype, dim),
         };
         let name = match family {
@@ -190,7 +202,8 @@ impl Kernels {
             // which a stream capture does not survive.
             unsafe { sys::cuFuncLoad(function) }.result().map_err(error("cuFuncLoad"))?;
             if kernel.needs_shared_memory() {
-                allow_shared_memory(function, shared_bytes)?;
+                let all = matches!(kernel, Kernel::AttendScaled(..));
+                allow_shared_memory(function, shared_bytes, all)?;
             }
             self.functions.insert(kernel, function);
         }
@@ -313,7 +326,10 @@ pub(super) fn warps(units: u32, rows: u32) -> LaunchShape {
     LaunchShape::new([units.div_ceil(STORE_WARPS), rows, 1], 32 * STORE_WARPS)
 }
 
-fn allow_shared_memory(function: sys::CUfunction, bytes: u32) -> Result<()> {
+/// Lets a block have `bytes`. With `all` the blocks of a multiprocessor get everything that can be shared memory instead of
+/// what the driver thinks they need, which may be less than the blocks that registers have room for; what is left of the
+/// L1 cache is then too little for kernels that read dense tokens.
+fn allow_shared_memory(function: sys::CUfunction, bytes: u32, all: bool) -> Result<()> {
     use sys::CUfunction_attribute_enum as Attribute;
     // SAFETY: the function is loaded.
     let fixed = unsafe {
@@ -321,15 +337,14 @@ fn allow_shared_memory(function: sys::CUfunction, bytes: u32) -> Result<()> {
     }
     .map_err(error("cuFuncGetAttribute"))?;
     let dynamic = i32::try_from(bytes).unwrap_or(i32::MAX) - fixed;
-    // SAFETY: as above.
-    unsafe {
-        result::function::set_function_attribute(
-            function,
-            Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            dynamic,
-        )
+    let limit = (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic);
+    let percent = all.then_some((Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100));
+    for (attribute, value) in [Some(limit), percent].into_iter().flatten() {
+        // SAFETY: as above.
+        unsafe { result::function::set_function_attribute(function, attribute, value) }
+            .map_err(error("cuFuncSetAttribute"))?;
     }
-    .map_err(error("cuFuncSetAttribute"))
+    Ok(())
 }
 
 #[cfg(test)]

@@ -189,6 +189,8 @@ structs! {
         scale: f32,
         softcap: f32,
         max_len: i32,
+        items: i32,
+        first_item: i32,
     }
     CombineParams {
         partial_out: *const f32,

@@ -118,14 +118,17 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 ///
 /// `workspace` is scratch of at least [`attend_workspace`] bytes, 16-byte aligned; its contents do not matter.
 ///
-/// CUDA multiplies in one type: queries and dense tokens are rounded to the dtype of the pages (without pages to that
-/// of the window, the sinks or q, the first that is f16 or bf16), and so are the weights before they multiply values.
+/// CUDA multiplies in one type: queries and dense tokens are rounded to the dtype of the pages (without pages, and dense
+/// ones beside 8-bit values, to that of the window, the sinks or q, the first that is f16 or bf16), and so are the weights
+/// before they multiply values. 8-bit values are multiplied by weights in f16, and by queries in f16 (e4m3) or in
+/// integers of 16 bits with a factor for each query head (int8).
 ///
 /// # Errors
 /// Each names the argument: shapes or dtypes that contradict each other, q_heads no multiple of kv_heads, scale or
 /// softcap not finite, workspace too small or misaligned; on the CPU `q_indptr`, lengths, rows, `first` or page numbers
 /// out of range, which CUDA trusts: it reads or writes wherever wrong ones lead. What pages hold is not checked:
 /// damaged ones give meaningless results but are never read outside their bytes ([`super::validate()`] checks them).
+/// On CUDA [`Error::Unsupported`] where K and V differ in value type or head_dim, and for ragged pages of 8-bit values.
 pub fn attend(context: &Context, stream: Stream, mut args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
     stream.check(context)?;
     let shapes = checks::Shapes::new(&args)?;

@@ -1,6 +1,6 @@
 //! A batch for `attend` with everything around it poisoned, and what the reference says about it.
 
-use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, mem, run, values_of};
+use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, cuda_values, mem, run};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{Scoring, Token};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences, ValueType};
@@ -83,16 +83,16 @@ impl Spec {
     /// The nearest batch that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (dim, page_tokens) = (self.k_dim(), self.v.page_tokens());
-        // For 8-bit values there are no attention kernels yet.
-        let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
-        let values = values_of(dtype);
+        let values = cuda_values([self.k, self.v]);
+        let dtype = values.dtype().unwrap_or(DType::F16);
         let like_k = |format: PageFormat| match format.keep() {
             Some(keep) => uniform(values, dim, page_tokens, keep.min(dim)),
             None => ragged(values, dim, page_tokens),
         };
         let (k, v) = (like_k(self.k), like_k(self.v));
-        // Without pages, dense tokens or queries say with which type kernels compute.
-        let all_wide = self.compressed.is_none() && self.dense.0 == DType::F32 && self.q == DType::F32;
+        // Without pages of a dtype, dense tokens or queries say with which type kernels compute.
+        let any_dtype = self.compressed.is_none() || values.is_scaled();
+        let all_wide = any_dtype && self.dense.0 == DType::F32 && self.q == DType::F32;
         Self { k, v, q: if all_wide { dtype } else { self.q }, coarse: true, ..self }
     }
 

@@ -42,9 +42,8 @@ impl Step {
     /// The nearest step that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (page_tokens, dim) = (self.k.page_tokens(), self.k.head_dim());
-        // For 8-bit values there are no attention kernels yet.
-        let dtype = self.k.value_type().dtype().unwrap_or(DType::F16);
-        let values = super::values_of(dtype);
+        let values = super::cuda_values([self.k, self.v]);
+        let dtype = values.dtype().unwrap_or(DType::F16);
         let like_k = |format: PageFormat| match format.keep() {
             Some(keep) => PageFormat::uniform(values, dim, page_tokens, keep.min(dim)),
             None => PageFormat::ragged(values, dim, page_tokens, format.capacity().min(dim * page_tokens)),

@@ -21,7 +21,7 @@ pub use expect::attention;
 pub use pages::{Paged, Pool, Table, copy_row, source_dtype};
 pub use rng::{Dist, Rng};
 
-use mustafar::{Backend, Context, DType, Level, Mem, PageFormat, Stream};
+use mustafar::{Backend, Context, DType, Level, Mem, PageFormat, Stream, ValueType};
 use proptest::test_runner::Config;
 
 /// Number for an element of any tensor dtype.
@@ -50,9 +50,18 @@ pub fn contexts(threads: &[usize]) -> Vec<Context> {
     cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
 }
 
-/// As [`contexts`], those that attend to pages of this format: for 8-bit values CUDA has no attention kernels yet.
+/// As [`contexts`], those that attend to pages of this format.
 pub fn contexts_for(format: PageFormat, threads: &[usize]) -> Vec<Context> {
-    if format.value_type().is_scaled() { cpu_contexts(threads) } else { contexts(threads) }
+    if cuda_values([format; 2]) == format.value_type() { contexts(threads) } else { cpu_contexts(threads) }
+}
+
+/// The value type of K and V nearest to that of the first of these formats with which CUDA attends to both.
+pub fn cuda_values(formats: [PageFormat; 2]) -> ValueType {
+    let ragged = formats.iter().any(|format| format.keep().is_none());
+    match formats[0].value_type() {
+        scaled if scaled.is_scaled() && ragged => ValueType::F16,
+        values => values,
+    }
 }
 
 /// The nearest number that f16, bf16 and float32 all hold. CUDA kernels round queries and dense tokens to the type of

@@ -94,11 +94,11 @@ fn what_no_kernel_serves_names_what_is_supported() {
     };
     assert_eq!(
         with_v(ValueType::Bf16, 128),
-        "compressed.v.value_type is bf16; supported: f16, the value type of compressed.k, on the CUDA backend"
+        "compressed.v.value_type is bf16; supported: f16, the value type of K, on the CUDA backend"
     );
     assert_eq!(
         with_v(ValueType::Int8, 128),
-        "compressed.v.value_type is int8; supported: f16, bf16 on the CUDA backend"
+        "compressed.v.value_type is int8; supported: f16, the value type of K, on the CUDA backend"
     );
     assert_eq!(
         with_v(ValueType::F16, 64),

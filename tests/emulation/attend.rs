@@ -6,12 +6,15 @@ use crate::common::{
 };
 use crate::emulator::{Buffer, Launch, dtype_code, floats, le, run, run_damaged};
 use mustafar::reference::{Scoring, Token};
-use mustafar::{DType, PageFormat};
+use mustafar::{DType, PageFormat, ValueType};
 
 /// What a case varies.
 #[derive(Debug, Clone, Copy)]
 struct Setup {
+    /// Of queries and dense tokens.
     dtype: DType,
+    /// Of the pages.
+    values: ValueType,
     dim: usize,
     /// Query rows of a kernel's tile: 4, 8 or 16.
     rows: usize,
@@ -40,6 +43,8 @@ enum Keep {
 
 struct Case {
     attend: Launch,
+    /// The launch for compressed tokens where `attend` is for dense ones only: beside 8-bit values.
+    compressed: Option<Launch>,
     partial_out: Buffer,
     partial_lse: Buffer,
     items: usize,
@@ -61,13 +66,14 @@ const DENSE_SPLIT: usize = 32;
 /// Adds an `AttendPool`; returns the bytes of a slot of the kernels for uniform pages and of those for ragged ones.
 fn pool_params(launch: &mut Launch, pool: &Pool) -> [usize; 2] {
     let format = pool.layout.format;
-    let row_bytes = 2 * format.keep().unwrap_or(0);
+    let value_bytes = format.value_type().bytes();
+    let row_bytes = value_bytes * format.keep().unwrap_or(0);
     let apart = row_bytes >= 32 && row_bytes.is_power_of_two();
     let shared_row_bytes = row_bytes + if apart { 16 } else { 0 };
     let shift = if apart { (row_bytes / 16).ilog2() as usize } else { 31 };
     let rows = format.page_tokens().min(32);
     let most = format.keep().map_or(format.capacity().min(rows * format.head_dim()), |keep| rows * keep);
-    let run_bytes = (2 * most + 14).next_multiple_of(16);
+    let run_bytes = (value_bytes * most + 14).next_multiple_of(16);
     let pages = launch.buffer(&pool.bytes);
     launch.pointer(Some(pages)).long(pool.layout.page_stride).long(pool.layout.head_stride);
     launch.int(row_bytes).int(format.values_offset()).int(shared_row_bytes).int(shift);
@@ -99,11 +105,11 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     }
     let side = |rng: &mut Rng, keep: Keep| {
         let format = match keep {
-            Keep::Uniform(keep) => PageFormat::uniform(values_of(s.dtype), s.dim, s.page_tokens, keep),
+            Keep::Uniform(keep) => PageFormat::uniform(s.values, s.dim, s.page_tokens, keep),
             // Room for a few more, so that a page does not end where its values do.
             Keep::Ragged(most) => {
                 let capacity = (s.page_tokens * most + 5).min(s.page_tokens * s.dim);
-                PageFormat::ragged(values_of(s.dtype), s.dim, s.page_tokens, capacity)
+                PageFormat::ragged(s.values, s.dim, s.page_tokens, capacity)
             }
         };
         let pool = Pool::gaps(format.unwrap(), table.num_pages, KV_HEADS);
@@ -125,8 +131,8 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
             Token { k: x[0].row(row, t, h), v: x[1].row(row, t, h) }
         };
         let compressed = (0..table.len(b, h)).map(|t| Token {
-            k: k.rows[b][h][t].dense(values_of(s.dtype), center_of(h)),
-            v: v.rows[b][h][t].dense(values_of(s.dtype), None),
+            k: k.rows[b][h][t].dense(s.values, center_of(h)),
+            v: v.rows[b][h][t].dense(s.values, None),
         });
         let before = (0..SINKS[b] as usize).map(|t| from(&sinks, t));
         before.chain(compressed).chain((0..WINDOW[b] as usize).map(|t| from(&window, t))).collect()
@@ -145,12 +151,15 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     let items = dense_items + table.max_len.div_ceil(s.split);
     let row_tiles = (s.q_len * s.group).div_ceil(s.rows);
     let ragged = matches!(s.k, Keep::Ragged(_)) || matches!(s.v, Keep::Ragged(_));
-    let kind = if ragged { "ragged_" } else { "" };
-    let name = format!("mst_attend_{kind}{}_d{}_r{}", s.dtype, s.dim, s.rows);
-    let mut attend = Launch::new(name, [items, KV_HEADS * row_tiles, batch], 128);
+    let scaled = s.values.is_scaled();
+    let name = |kind: &str| format!("mst_attend_{kind}_d{}_r{}", s.dim, s.rows);
+    let kind = if ragged { format!("ragged_{}", s.dtype) } else { s.dtype.to_string() };
+    let grid = [if scaled { dense_items } else { items }, KV_HEADS * row_tiles, batch];
+    let mut attend = Launch::new(name(&kind), grid, 128);
     let slots = [pool_params(&mut attend, &k.pool), pool_params(&mut attend, &v.pool)];
     let slots: usize = slots.iter().map(|slot| slot[usize::from(ragged)]).sum();
-    attend.shared_bytes = (4 * slots + 2 * s.dim + 16).max(16 * s.rows * (s.dim + 2));
+    let scales = if scaled { 128 } else { 0 };
+    attend.shared_bytes = (4 * (slots + scales) + 2 * s.dim + 16).max(16 * s.rows * (s.dim + 2));
     let entries = attend.buffer(&le(&table.entries, i32::to_le_bytes));
     let lens = attend.buffer(&le(&table.lens, i32::to_le_bytes));
     attend.pointer(Some(entries)).pointer(Some(lens)).long(table.stride);
@@ -167,8 +176,41 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.int(dtype_code(s.dtype)).int(s.group).int(KV_HEADS).int(s.q_len).int(row_tiles);
     attend.int(dense_items).int(DENSE_SPLIT).int(s.split);
     attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
-    attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len);
-    Case { attend, partial_out, partial_lse, items, q_heads, total_q, expected }
+    attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len).int(items);
+    let compressed = scaled.then(|| {
+        let mut launch = attend.clone();
+        launch.kernel = name(&s.values.to_string());
+        launch.grid[0] = items - dense_items;
+        launch.int(dense_items);
+        launch
+    });
+    attend.int(0);
+    Case { attend, compressed, partial_out, partial_lse, items, q_heads, total_q, expected }
+}
+
+/// Partial results and their log-sum-exps, as the launches of each case leave them.
+fn partial_results(cases: &[Case]) -> Vec<[Vec<u8>; 2]> {
+    let buffers = |case: &Case| [case.partial_out, case.partial_lse];
+    let first = run(&cases.iter().map(|case| case.attend.clone()).collect::<Vec<_>>());
+    let mut results: Vec<_> = cases
+        .iter()
+        .enumerate()
+        .map(|(i, case)| buffers(case).map(|buffer| first.get(i, buffer).to_vec()))
+        .collect();
+    let (places, second): (Vec<usize>, Vec<Launch>) = cases
+        .iter()
+        .enumerate()
+        .filter_map(|(i, case)| {
+            let [out, lse] = &results[i];
+            let launch = case.compressed.as_ref()?.with_buffer(case.partial_out.0, out);
+            Some((i, launch.with_buffer(case.partial_lse.0, lse)))
+        })
+        .unzip();
+    let finished = run(&second);
+    for (at, &i) in places.iter().enumerate() {
+        results[i] = buffers(&cases[i]).map(|buffer| finished.get(at, buffer).to_vec());
+    }
+    results
 }
 
 /// The second kernel: `combine` of what the first one left.
@@ -188,15 +230,12 @@ fn combine(case: &Case, dim: usize, partial_out: &[u8], partial_lse: &[u8]) -> (
 fn check(setups: &[Setup]) {
     let mut rng = Rng::new(41);
     let cases: Vec<Case> = setups.iter().map(|s| case(&mut rng, *s)).collect();
-    let launches: Vec<Launch> = cases.iter().map(|case| case.attend.clone()).collect();
-    let partial = run(&launches);
+    let partial = partial_results(&cases);
     let second: Vec<_> = cases
         .iter()
         .zip(setups)
-        .enumerate()
-        .map(|(i, (case, s))| {
-            combine(case, s.dim, partial.get(i, case.partial_out), partial.get(i, case.partial_lse))
-        })
+        .zip(&partial)
+        .map(|((case, s), [out, lse])| combine(case, s.dim, out, lse))
         .collect();
     let results = run(&second.iter().map(|(launch, ..)| launch.clone()).collect::<Vec<_>>());
     for (i, ((case, s), (_, out, lse))) in cases.iter().zip(setups).zip(&second).enumerate() {
@@ -228,6 +267,7 @@ fn every_kernel() {
                 let (lens, split) = if n % 3 == 2 { LONG } else { SHORT };
                 setups.push(Setup {
                     dtype,
+                    values: values_of(dtype),
                     dim,
                     rows,
                     // Tiles that are full, that are not, and several of them.
@@ -260,6 +300,7 @@ fn ragged_setup(n: usize, dtype: DType, dim: usize, rows: usize) -> Setup {
     };
     Setup {
         dtype,
+        values: values_of(dtype),
         dim,
         rows,
         group: [3, 4, 1][n % 3],
@@ -292,6 +333,29 @@ fn every_ragged_kernel() {
     check(&setups);
 }
 
+#[test]
+fn every_kernel_for_8_bit_values() {
+    let mut setups = Vec::new();
+    for values in [ValueType::E4m3, ValueType::Int8] {
+        for (j, dim) in [64, 96, 128, 256].into_iter().enumerate() {
+            for (l, rows) in [4, 8, 16].into_iter().enumerate() {
+                if (dim, rows) == (256, 16) {
+                    continue; // there is no such kernel
+                }
+                let n = setups.len();
+                setups.push(Setup {
+                    values,
+                    k: Keep::Uniform([dim / 3, dim / 2, dim, 1][(n + l) % 4]),
+                    v: Keep::Uniform([1, dim / 2 - 1, dim / 4, dim][(n + j) % 4]),
+                    softcap: (n % 5 == 3).then_some(2.0),
+                    ..ragged_setup(n, DTYPES[n % 2], dim, rows)
+                });
+            }
+        }
+    }
+    check(&setups);
+}
+
 /// Infinities and NaN: in the channel they stand in, for the queries that see them, and nowhere else.
 #[test]
 fn non_finite_values_stay_in_their_channel() {
@@ -303,7 +367,10 @@ fn non_finite_values_stay_in_their_channel() {
         setups.push(few);
         let uniform = (Keep::Uniform(dim / 2), Keep::Uniform(dim - 1));
         let rows = [4, 8, 16, 8][n];
-        setups.push(Setup { k: uniform.0, v: uniform.1, rows, softcap: (n == 3).then_some(2.0), ..few });
+        let few = Setup { k: uniform.0, v: uniform.1, ..few };
+        setups.push(Setup { rows, softcap: (n == 3).then_some(2.0), ..few });
+        let values = [ValueType::E4m3, ValueType::Int8][n / 2];
+        setups.push(Setup { values, rows: rows.min(8), ..few });
     }
     check(&setups);
 }

@@ -13,7 +13,7 @@ use mustafar::variants::{HEAD_DIMS, VALUE_DTYPES};
 
 /// Memory that a launch may touch. `buffer` numbers are indices into [`Launch::buffers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Buffer(usize);
+pub(crate) struct Buffer(pub(crate) usize);
 
 /// One kernel launch.
 #[derive(Debug, Clone, Default)]

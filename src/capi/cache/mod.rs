@@ -88,8 +88,9 @@ unsafe fn write_bytes(out: *mut mustafar_cache_bytes_info, bytes: CacheBytes) ->
 /// @param context  Where the cache works; may be destroyed before the cache.
 /// @param config   Shape and policy.
 /// @param cache    Receives the handle; mustafar_cache_destroy ends it.
-/// @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for a field of the configuration; OUT_OF_MEMORY; NULL_POINTER,
-///         MISALIGNED, OVERFLOW, VERSION_MISMATCH as docs/c-api.md describes.
+/// @return SUCCESS; INVALID_ARGUMENT or UNSUPPORTED for a field of the configuration (on CUDA also for formats that
+///         mustafar_attend does not serve there); OUT_OF_MEMORY; NULL_POINTER, MISALIGNED, OVERFLOW, VERSION_MISMATCH
+///         as docs/c-api.md describes.
 ///
 /// Async: no. Graph capture: no. Workspace: none, allocates. Deterministic: yes. Thread-safe: yes.
 #[unsafe(no_mangle)]

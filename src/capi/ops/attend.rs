@@ -40,7 +40,7 @@ pub struct mustafar_dense {
     /// sizeof(mustafar_dense).
     pub struct_size: usize,
     /// Keys [rows, max_len, kv_heads, k head_dim] in f16, bf16 or f32; never centred. CUDA rounds them to the type of
-    /// the pages. Required.
+    /// the pages, beside 8-bit values to f16 or bf16. Required.
     pub k: *const mustafar_tensor,
     /// Values [rows, max_len, kv_heads, v head_dim]. Required.
     pub v: *const mustafar_tensor,
@@ -60,7 +60,8 @@ pub struct mustafar_attend_args {
     pub struct_size: usize,
     /// Queries [1, total_q, q_heads, k head_dim] in f16, bf16 or f32. q_heads is a multiple of kv_heads; query head h
     /// reads KV head h / (q_heads / kv_heads). CUDA rounds them to the type of the pages (without pages: of the window,
-    /// the sinks or q, the first that is f16 or bf16). Required.
+    /// the sinks or q, the first that is f16 or bf16; for pages of e4m3 to f16, of int8 to integers of 16 bits with a
+    /// factor for each head). Required.
     pub q: *const mustafar_tensor,
     /// Receives [1, total_q, q_heads, v head_dim] in f16, bf16 or f32; 0 where a query sees nothing. On CUDA v head_dim
     /// is k head_dim. Required.
@@ -245,7 +246,8 @@ pub unsafe extern "C" fn mustafar_attend_workspace_size(
 /// @return SUCCESS; BUFFER_TOO_SMALL for the workspace; on the CPU OUT_OF_RANGE for q_indptr, lengths, rows, first and
 ///         page numbers, which CUDA trusts: it reads or writes wherever wrong ones lead; INVALID_ARGUMENT for
 ///         shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER, MISALIGNED, OVERFLOW,
-///         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes.
+///         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes. On CUDA UNSUPPORTED where K and V differ in value
+///         type or head_dim, and for ragged pages of 8-bit values.
 ///
 /// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
 /// same instruction set or device, and see split_tokens. Thread-safe: yes, with a workspace each.

@@ -61,6 +61,7 @@ T max(T a, T b) {
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __float2int_rn(float x) { return x != x ? 0 : static_cast<int>(std::nearbyint(x)); }
 inline float __fdividef(float a, float b) { return a / b; }
 // The program is compiled without contraction, so nothing is fused.
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -92,6 +93,13 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {
     result |= byte << (8 * i);
   }
   return result;
+}
+// The low word of the pair shifted right, by the low five bits of `shift` or by at most 32.
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> min(shift, 32u));
 }
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
   for (int i = 0; i < 4; ++i) {

@@ -71,6 +71,22 @@ inline float f16_to_float(uint16_t bits) {
   return __uint_as_float(sign | __float_as_uint(magnitude));
 }
 
+constexpr float kE4m3Unit = 1.0f;
+
+inline uint16_t e4m3_to_f16(uint32_t code) {
+  const int exponent = code >> 3 & 0xF;
+  const int fraction = code & 7;
+  const float magnitude = (code & 0x7F) == 0x7F ? __uint_as_float(0x7FFFFFFFu)
+                          : exponent == 0       ? std::ldexp(static_cast<float>(fraction), -9)
+                                                : std::ldexp(static_cast<float>(fraction + 8), exponent - 10);
+  return f16_from_float(code & 0x80 ? -magnitude : magnitude);
+}
+
+inline void e4m3_to_f16(uint32_t codes, uint32_t& pair0, uint32_t& pair1) {
+  pair0 = e4m3_to_f16(codes & 0xFF) | static_cast<uint32_t>(e4m3_to_f16(codes >> 8 & 0xFF)) << 16;
+  pair1 = e4m3_to_f16(codes >> 16 & 0xFF) | static_cast<uint32_t>(e4m3_to_f16(codes >> 24)) << 16;
+}
+
 // ---- Shared memory, by 32-bit address ----
 
 #define MST_DYNAMIC_SHARED(name) uint4* const name = reinterpret_cast<uint4*>(emulation::dynamic_shared())
@@ -81,6 +97,7 @@ T& shared(uint32_t address) {
 }
 
 inline uint32_t load_shared_u32(uint32_t address) { return shared<uint32_t>(address); }
+inline uint32_t load_shared_u16(uint32_t address) { return shared<uint16_t>(address); }
 inline uint2 load_shared_v2(uint32_t address) { return shared<uint2>(address); }
 inline uint4 load_shared_v4(uint32_t address) { return shared<uint4>(address); }
 inline void store_shared_u32(uint32_t address, uint32_t value) { shared<uint32_t>(address) = value; }
@@ -145,6 +162,23 @@ inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint3
   mma<bf16_to_float>("mma_bf16", c, a0, a1, a2, a3, b0, b1);
 }
 
+inline void mma_s8(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                   uint32_t b1) {
+  const emulation::Met& all = emulation::meet("mma_s8", 0xFFFFFFFFu, {{a0, a1, a2, a3, b0, b1}});
+  const unsigned g = emulation::current().lane / 4;
+  const unsigned t = emulation::current().lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = g + i / 2 * 8;
+    const unsigned column = 2 * t + i % 2;
+    for (unsigned k = 0; k < 32; ++k) {
+      const unsigned owner = k % 16 / 4;
+      const uint32_t a = all[row % 8 * 4 + owner].word[row / 8 + k / 16 * 2];
+      const uint32_t b = all[column * 4 + owner].word[4 + k / 16];
+      c[i] += static_cast<int8_t>(a >> k % 4 * 8) * static_cast<int8_t>(b >> k % 4 * 8);
+    }
+  }
+}
+
 inline uint32_t transpose_8x8(uint32_t pair) {
   const emulation::Met& all = emulation::meet("transpose_8x8", 0xFFFFFFFFu, {{pair}});
   const unsigned g = emulation::current().lane / 4;
@@ -166,6 +200,7 @@ inline float exp2_approx(float x) {
 
 // ---- Hints ----
 
+inline float log2_approx(float x) { return std::fabs(x) < 1.17549435e-38f ? -INFINITY : std::log2(x); }
 inline void keep_in_register(uint32_t&) {}
 inline void keep_in_register(const uint8_t*&) {}
 inline void allow_next_kernel() {}

@@ -1,0 +1,287 @@
+// Decode attention over compressed pages with 8-bit values, in the way of attend.cuh. Scales never meet the
+// codes: a key's multiplies its score, a value's its probability.
+#pragma once
+
+#include "mustafar/attend.cuh"
+#include "mustafar/code_pages.cuh"
+
+namespace mustafar {
+
+// Registers that a thread needs on top of those for 16-bit values.
+template <typename Codes>
+constexpr int code_registers() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  return Codes::kInteger ? 0 : 1;
+#else
+  return 0;
+#endif
+}
+
+template <int D, int kRows, typename Codes>
+struct CodeWarp : Warp<f16, D, kRows> {
+  using Base = Warp<f16, D, kRows>;
+  using Base::kTiles, Base::kOutTiles;
+  using Base::p, Base::view, Base::lane, Base::g, Base::t, Base::q, Base::softmax, Base::out;
+
+  const uint32_t table;
+  float unit[kTiles][2];     // of the integers that the queries of the lane's columns are multiples of
+  float weights[kTiles][2];  // sums of what codes were multiplied by, over the lane's tokens
+
+  __device__ __forceinline__ CodeWarp(const AttendParams& params, const View& shared_view, int warp_index,
+                                      uint32_t code_table)
+      : Base(params, shared_view, warp_index), table(code_table) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      weights[n][0] = weights[n][1] = 0.0f;
+    }
+  }
+
+  // Channels 2 pair and 2 pair + 1 of the lane's run in word k, as loaded.
+  __device__ __forceinline__ float2 query_pair(int n, int k, int pair) const {
+    const uint32_t bits = q[n][k][pair];
+    const uint16_t low = static_cast<uint16_t>(bits), high = static_cast<uint16_t>(bits >> 16);
+    return p.q_dtype == kBf16 ? make_float2(bf16::to_float(low), bf16::to_float(high))
+                              : make_float2(f16::to_float(low), f16::to_float(high));
+  }
+
+  // Queries as operands, and what goes with them.
+  __device__ __forceinline__ void finish_code_queries(int batch, int head) {
+    const float* center = p.center;
+    if (center != nullptr) {
+      center += batch * p.center_batch_stride + head * D + 8 * t;
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      float sum = 0.0f, dot = 0.0f, largest = 0.0f;
+#pragma unroll
+      for (int k = 0; k < D / 32; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float2 x = query_pair(n, k, j);
+          sum += x.x + x.y;
+          largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+          if (center != nullptr) {
+            dot += x.x * center[32 * k + 2 * j] + x.y * center[32 * k + 2 * j + 1];
+          }
+        }
+      }
+      Base::columns_of(dot, this->key_center[n]);
+      if constexpr (Codes::kInteger) {
+        quantise_queries(n, largest, sum);
+      } else {
+        to_f16_queries(n);
+      }
+    }
+  }
+
+  // What a product of a query of the lane's column j and codes is a multiple of.
+  __device__ __forceinline__ float unit_of(int n, int j) const {
+    return Codes::kInteger ? unit[n][j] : Codes::kUnit;
+  }
+
+  __device__ __forceinline__ void to_f16_queries(int n) {
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 x = query_pair(n, k, j);
+        q[n][k][j] = f16::pack(x.y, x.x);  // the even channel in the high half, see expand_codes.cuh
+      }
+    }
+  }
+
+  // Each query row as a factor times integers of two bytes: q[n][k] gets the high bytes of the first and of
+  // the second four channels and then the low ones. `sum` is not finite if a query is not.
+  __device__ __forceinline__ void quantise_queries(int n, float largest, float sum) {
+    constexpr float kLargest = 32512.0f;  // 127 * 256
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    const float row_unit = fmaxf(largest, 1e-30f) / kLargest;
+    const float inverse = 1.0f / row_unit;
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+      uint32_t high[2], low[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        high[half] = low[half] = 0;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float2 x = query_pair(n, k, 2 * half + j);
+          const int first = __float2int_rn(x.x * inverse), second = __float2int_rn(x.y * inverse);
+          // Codes have the odd channel of a pair first.
+          high[half] |= byte_at((second + 128) >> 8, 2 * j) | byte_at((first + 128) >> 8, 2 * j + 1);
+          low[half] |= byte_at(second, 2 * j) | byte_at(first, 2 * j + 1);
+        }
+      }
+      q[n][k][0] = high[0];
+      q[n][k][1] = high[1];
+      q[n][k][2] = low[0];
+      q[n][k][3] = low[1];
+    }
+    float rest[2];  // 0, and NaN where a query is not finite
+    Base::columns_of(sum - sum, rest);
+    unit[n][0] = __shfl_sync(0xffffffffu, row_unit, 8 * t) + rest[0];
+    unit[n][1] = __shfl_sync(0xffffffffu, row_unit, 8 * t + 4) + rest[1];
+  }
+
+  static __device__ __forceinline__ uint32_t byte_at(int value, int i) {
+    return static_cast<uint32_t>(value & 0xff) << 8 * i;
+  }
+
+  // Products of the queries and the codes of a tile.
+  template <typename Keys>
+  __device__ __forceinline__ void multiply_keys(const Keys& keys, Scores<kRows>& scores) const {
+    if constexpr (!Codes::kInteger) {
+      constexpr float kNoStart[kTiles][2] = {};
+      score_tile<f16, D, kRows>(keys, q, kNoStart, scores, g);
+    } else {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        int32_t high[kTiles][4] = {}, low[kTiles][4] = {};
+        auto upper = keys.row(16 * m + g);
+        auto lower = keys.row(16 * m + g + 8);
+#pragma unroll
+        for (int k = 0; k < D / 32; ++k) {
+          uint32_t a[2], b[2];
+          upper.next_codes(k, a);
+          lower.next_codes(k, b);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            mma_s8(high[n], a[0], b[0], a[1], b[1], q[n][k][0], q[n][k][1]);
+            mma_s8(low[n], a[0], b[0], a[1], b[1], q[n][k][2], q[n][k][3]);
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            scores[m][n][i] = static_cast<float>(256 * high[n][i] + low[n][i]);
+          }
+        }
+      }
+    }
+  }
+
+  // As Warp::attend_pages.
+  __device__ __forceinline__ void attend_pages(int batch, int head, int q_begin, Range part, int position,
+                                               uint32_t key_slot) {
+    using Pages = CodePages<D, Codes>;
+    const uint32_t value_slot = key_slot + Pages::key_slot_bytes(p.k);
+    const PageTable table_row(p.sequences, batch);
+    const TileCopier<D> key_copier(p.k, head, key_slot, lane, Pages::kKeyCodesAt);
+    const TileCopier<D> value_copier(p.v, head, value_slot, lane);
+    const ScaleCopier scale_copier(p, head, key_slot + Pages::kScalesAt, lane);
+    const Range unmasked = seen_by_all<kRows>(view, part, position);
+    const int page_tokens = p.sequences.page_tokens;
+
+    // Copies go in the order of Warp::attend_pages.
+    int token = part.begin + this->warp * kTileTokens;
+    TilePages next = table_row.find(token, part.end);
+    if (p.q_dtype == kBf16) {
+      Base::template load_queries<bf16>(head, q_begin);
+    } else {
+      Base::template load_queries<f16>(head, q_begin);
+    }
+    scale_copier.copy(next, page_tokens, token, part.end, lane);
+    key_copier.copy(p.k, next, page_tokens, token, part.end, lane);
+    value_copier.copy(p.v, next, page_tokens, token, part.end, lane);
+    next = table_row.find(token + kStep, part.end);
+    finish_code_queries(batch, head);
+#pragma unroll 1
+    for (; token < part.end; token += kStep) {
+      const bool masked = token < unmasked.begin || token + kTileTokens > unmasked.end;
+      Scores<kRows> scores;
+      copy_wait<1>();
+      __syncwarp();
+      multiply_keys(typename Pages::Keys{p.k, key_slot, table, t}, scores);
+      float key_scale[4], value_scale[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        key_scale[r] = Pages::load_scale(key_slot, g + 8 * r);
+        value_scale[r] = Pages::load_scale(key_slot + kScaleBytes, g + 8 * r);
+      }
+      __syncwarp();
+      scale_copier.copy(next, page_tokens, token + kStep, part.end, lane);
+      key_copier.copy(p.k, next, page_tokens, token + kStep, part.end, lane);
+      Base::each_score(scores, [&](float s, int m, int n, int i) {
+        return s * key_scale[2 * m + i / 2] * unit_of(n, i & 1) + this->key_center[n][i & 1];
+      });
+      Base::scale_scores(scores);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        value_scale[r] = log2_approx(value_scale[r]);
+      }
+      if (masked) {
+        Base::mask_scores(scores, position + token, position + part.end);
+        const uint32_t visible = view.template visible_rows<kRows>(position + token, position + part.end);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          value_scale[r] = visible >> (g + 8 * r) & 1u ? value_scale[r] : 0.0f;
+        }
+      }
+      softmax.template update<D>(scores, value_scale, out, weights);
+      copy_wait<1>();
+      __syncwarp();
+      if (masked) {
+        clear_rows<D>(value_slot, view.template visible_rows<kRows>(position + token, position + part.end),
+                      lane);
+      }
+      accumulate_tile<f16, D, kRows>(typename Pages::Values{p.v, value_slot, table, g}, scores, out, g, t);
+      __syncwarp();
+      value_copier.copy(p.v, next, page_tokens, token + kStep, part.end, lane);
+      next = table_row.find(token + 2 * kStep, part.end);
+    }
+    finish_output();
+  }
+
+  // From pairs as products have them to numbers.
+  __device__ __forceinline__ void finish_output() {
+    if constexpr (Codes::kBias != 0.0f) {
+      softmax.finish(weights);
+    }
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if constexpr (Codes::kBias != 0.0f) {
+            out[i][n][e] -= Codes::kBias * weights[Rows<kRows>::score_tile(n)][e & 1];
+          }
+          out[i][n][e] *= Codes::kUnit;
+        }
+      }
+    }
+  }
+};
+
+// Items of compressed tokens only. Those of sinks and window, which have 16-bit values, are another launch's;
+// where the host lets this kernel overlap with that one, it ends after it.
+template <int D, int kRows, typename Codes>
+__device__ __forceinline__ void attend_codes(const AttendParams& p) {
+  using Pages = CodePages<D, Codes>;
+  MST_DYNAMIC_SHARED(shared);
+  __shared__ View view;
+  __shared__ Item item;
+  __shared__ CodeEntry table[kCodeEntries];
+  const int warp = uniform(threadIdx.x / 32);
+  allow_next_kernel();
+  if (threadIdx.x < kCodeEntries) {
+    table[threadIdx.x] = code_entry(threadIdx.x);
+  }
+  if (begin_item<kRows>(p, view, item)) {
+    CodeWarp<D, kRows, Codes> w(p, view, warp, shared_address(table));
+    const int slots = Pages::key_slot_bytes(p.k) + Pages::value_slot_bytes(p.v);
+    const uint32_t key_slot = shared_address(shared) + warp * slots;
+    const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
+    w.attend_pages(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0], key_slot);
+    __syncthreads();
+    float* merged = reinterpret_cast<float*>(shared);
+    w.template store<CodeChannels<D>>(merged + threadIdx.x / 32 * kRows * (D + 2));
+    __syncthreads();
+    write_partials<f16, D, kRows, Codes>(p, view, item, merged);
+  }
+  wait_for_previous_kernel();
+}
+
+}  // namespace mustafar

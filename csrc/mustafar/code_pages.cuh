@@ -1,0 +1,176 @@
+// Tiles of 32 compressed tokens with 8-bit values. A key slot in shared memory holds the 32 bitmap rows, the
+// scales of the 32 keys and those of the values that belong to them, and then the rows of codes; a value slot
+// has no scales.
+#pragma once
+
+#include "mustafar/codes.cuh"
+#include "mustafar/expand_codes.cuh"
+#include "mustafar/pages.cuh"
+
+namespace mustafar {
+
+constexpr int kScaleBytes = 2 * kTileTokens;  // of one side of a tile
+
+// Copies the scales of K and of V of a tile, a lane for each 8 rows of a side.
+struct ScaleCopier {
+  const uint8_t* from;   // scales of page 0
+  uint32_t page_stride;  // in units of 16 bytes
+  uint32_t to;
+
+  __device__ __forceinline__ ScaleCopier(const AttendParams& p, int head, uint32_t scales, int lane) {
+    const AttendPool& pool = lane < 4 ? p.k : p.v;
+    from = pool.pages + head * pool.head_stride_bytes + pool.values_offset_bytes -
+           2 * p.sequences.page_tokens + 16 * (lane & 3);
+    page_stride = static_cast<uint32_t>(pool.page_stride_bytes >> 4);
+    to = scales + 16 * lane;
+    keep_in_register(from);
+    keep_in_register(page_stride);
+    keep_in_register(to);
+  }
+
+  __device__ __forceinline__ void copy(const TilePages& tile, int page_tokens, int token, int length,
+                                       int lane) const {
+    if (lane < 8 && token + 8 * (lane & 3) < length) {
+      const bool second = page_tokens == 16 && (lane & 2) != 0;
+      const uint64_t page = static_cast<uint32_t>(second ? tile.page[1] : tile.page[0]);
+      const uint8_t* source = from + (page * page_stride << 4) + 2 * (token & (page_tokens - 1));
+      copy16_async(to, second ? source - 32 : source);
+    }
+  }
+};
+
+// A key row. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7), for each k.
+template <int D, typename Codes>
+struct CodeKeyRow {
+  RowBits<D> bits;
+  uint32_t first;  // address of the first code of word k
+  uint32_t end;    // address past the row's last code
+  uint32_t below;  // bits of a word below this lane's
+  uint32_t table;
+  uint32_t shift;  // 8 t
+
+  __device__ __forceinline__ void next_codes(int k, uint32_t (&codes)[2]) {
+    const uint32_t word = bits.word[k];
+    uint32_t start;
+    if (k + 1 < D / 32) {
+      start = first + __popc(word & below);
+      first += __popc(word);
+    } else {
+      start = end - __popc(word & ~below);
+    }
+    expand_codes8(table, word, shift, start, codes);
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+    uint32_t codes[2];
+    next_codes(k, codes);
+    Codes::pairs(codes[0], pairs[0], pairs[1]);
+    Codes::pairs(codes[1], pairs[2], pairs[3]);
+  }
+};
+
+// How the 8 lanes g that share a value row divide it. The four lower lanes start from its first word and
+// count kept channels from the row's first code, the four upper ones start from its last word and count from
+// the row's end, so that neither has to count the other's words. Each takes a byte of a word, and of the
+// middle word of an odd number of them a nibble.
+template <int D>
+struct CodeChannels {
+  static constexpr int kWords = D / 32;
+  static constexpr int kRuns = (kWords + 1) / 2;
+
+  // Whether run `run` is a nibble.
+  static constexpr __device__ __forceinline__ bool is_nibble(int run) { return 2 * run + 1 == kWords; }
+
+  static __device__ __forceinline__ int word(int run, int g) { return g < 4 ? run : kWords - 1 - run; }
+
+  // Where the run starts in its word.
+  static __device__ __forceinline__ int shift(int run, int g) { return is_nibble(run) ? 4 * g : 8 * (g & 3); }
+
+  // Channel of half `parity` of pair `pair`: codes lie in pairs the wrong way round.
+  static __device__ __forceinline__ int of(int pair, int g, int parity) {
+    const int run = pair / 4;
+    return 32 * word(run, g) + shift(run, g) + 2 * (pair % 4) + (parity ^ 1);
+  }
+};
+
+template <int D, typename Codes>
+struct CodeValueRow {
+  using Channels = CodeChannels<D>;
+
+  uint32_t bits;   // address of the row's bitmap
+  uint32_t start;  // address of the row's first code; for upper lanes that past its last
+  int g;
+  uint32_t table;
+
+  template <typename T, int run = 0>
+  __device__ __forceinline__ void load(uint32_t (&all)[D / 16]) {
+    const uint32_t word = load_shared_u32(bits + 4 * Channels::word(run, g));
+    const uint32_t shift = Channels::shift(run, g);
+    const uint32_t below = low_bits(shift);
+    // Up from the start, or down from the end.
+    const int sign = g < 4 ? 1 : -1;
+    const uint32_t address = start + sign * __popc(word & (g < 4 ? below : ~below));
+    if constexpr (Channels::is_nibble(run)) {
+      Codes::pairs(expand_codes4(table, word, shift, address), all[4 * run], all[4 * run + 1]);
+    } else {
+      uint32_t codes[2];
+      expand_codes8(table, word, shift, address, codes);
+      Codes::pairs(codes[0], all[4 * run], all[4 * run + 1]);
+      Codes::pairs(codes[1], all[4 * run + 2], all[4 * run + 3]);
+    }
+    if constexpr (run + 1 < Channels::kRuns) {
+      start += sign * __popc(word);
+      load<T, run + 1>(all);
+    }
+  }
+};
+
+// Uniform pages with codes, as the loop over tiles uses them.
+template <int D, typename Codes>
+struct CodePages {
+  static constexpr int kScalesAt = kTileTokens * (D / 8);
+  static constexpr int kKeyCodesAt = kScalesAt + 2 * kScaleBytes;
+
+  static __device__ __forceinline__ int key_slot_bytes(const AttendPool& pool) {
+    return kKeyCodesAt + kTileTokens * pool.shared_row_bytes;
+  }
+
+  static __device__ __forceinline__ int value_slot_bytes(const AttendPool& pool) {
+    return kTileTokens * (D / 8 + pool.shared_row_bytes);
+  }
+
+  // Scale of row r of the side whose scales lie `at` bytes behind those of the keys.
+  static __device__ __forceinline__ float load_scale(uint32_t slot, int r) {
+    return __uint_as_float(load_shared_u16(slot + kScalesAt + 2 * r) << 16);
+  }
+
+  struct Keys {
+    const AttendPool& pool;
+    uint32_t slot;
+    uint32_t table;
+    int t;
+
+    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int r) const {
+      const uint32_t first = slot + kKeyCodesAt + r * pool.shared_row_bytes;
+      CodeKeyRow<D, Codes> row{
+          {}, first, first + pool.row_bytes, low_bits(8 * t), table, static_cast<uint32_t>(8 * t)};
+      row.bits.load(slot + r * (D / 8));
+      return row;
+    }
+  };
+
+  struct Values {
+    const AttendPool& pool;
+    uint32_t slot;
+    uint32_t table;
+    int g;
+
+    __device__ __forceinline__ CodeValueRow<D, Codes> row(int r) const {
+      const uint32_t first = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes;
+      return {slot + r * (D / 8), g < 4 ? first : first + pool.row_bytes, g, table};
+    }
+  };
+};
+
+}  // namespace mustafar
