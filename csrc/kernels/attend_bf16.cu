@@ -8,14 +8,9 @@
     mustafar::attend<mustafar::bf16, dim, rows>(p);                                        \
   }
 
-// 16 rows of 256 channels do not fit into registers; 8 at a time do.
-#define MST_ATTEND_16_64 MST_ATTEND(64, 16)
-#define MST_ATTEND_16_96 MST_ATTEND(96, 16)
-#define MST_ATTEND_16_128 MST_ATTEND(128, 16)
-#define MST_ATTEND_16_256
-
-#define MST_VARIANT_bf16(dim) MST_ATTEND(dim, 4) MST_ATTEND(dim, 8) MST_ATTEND_16_##dim
+#define MST_VARIANT_bf16(dim) MST_ATTEND_ALL(dim)
 #define MST_VARIANT_f16(dim)
 #define MST_VARIANT(type, dim) MST_VARIANT_##type(dim)
+#include "mustafar/attend_rows.inc"
 #include "variants.inc"
 #undef MST_VARIANT

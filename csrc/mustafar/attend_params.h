@@ -56,8 +56,8 @@ struct DenseParams {
 //   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
-// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of
-// tokens: item i below dense_items covers dense_split tokens of the sinks and of the window from i *
+// a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of tokens:
+// item i below dense_items covers dense_split tokens of the sinks and of the window from i *
 // dense_split on, the others cover `split` compressed tokens from (i - dense_items) * split on. Each CTA
 // writes one partial result per row, also when it saw no token (then only its log-sum-exp, -inf).
 struct AttendParams {

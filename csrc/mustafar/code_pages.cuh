@@ -140,7 +140,7 @@ struct CodePages {
     return kTileTokens * (D / 8 + pool.shared_row_bytes);
   }
 
-  // Scale of row r of the side whose scales lie `at` bytes behind those of the keys.
+  // Scale of key r; of value r with a `slot` kScaleBytes further on.
   static __device__ __forceinline__ float load_scale(uint32_t slot, int r) {
     return __uint_as_float(load_shared_u16(slot + kScalesAt + 2 * r) << 16);
   }

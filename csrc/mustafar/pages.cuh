@@ -20,6 +20,12 @@ struct TilePages {
   int page[2];
 };
 
+// From the first page to page `page`, in bytes. In units of 16 bytes a stride fits in 32 bits, and one
+// instruction multiplies to 64.
+__device__ __forceinline__ uint64_t page_offset(int page, int64_t stride_bytes) {
+  return (static_cast<uint64_t>(static_cast<uint32_t>(page)) * static_cast<uint32_t>(stride_bytes >> 4)) << 4;
+}
+
 // Block table row of one sequence.
 struct PageTable {
   const int32_t* entries;  // null: pages first_page, first_page + 1, ...
@@ -78,10 +84,7 @@ struct TileCopier {
   __device__ __forceinline__ void copy_rows(const AttendPool& pool, int page, int row0, int at,
                                             int lane) const {
     constexpr int kRows = kSmallPages ? 16 : 32;
-    // In units of 16 bytes a stride fits in 32 bits, and one instruction multiplies to 64.
-    const uint64_t page_offset = static_cast<uint64_t>(static_cast<uint32_t>(page)) *
-                                 static_cast<uint32_t>(pool.page_stride_bytes >> 4);
-    const uint8_t* rows_from = from + (page_offset << 4);
+    const uint8_t* rows_from = from + page_offset(page, pool.page_stride_bytes);
 #pragma unroll
     for (int i = 0; i < kRows * kBits; i += 512) {
       if (i + 512 <= kRows * kBits || i + 16 * lane < kRows * kBits) {

@@ -43,10 +43,7 @@ struct RaggedPages {
 
   static __device__ __forceinline__ const uint8_t* page_of(const uint8_t* pages, const AttendPool& pool,
                                                            int page) {
-    // In units of 16 bytes a stride fits in 32 bits, and one instruction multiplies to 64.
-    const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(page)) *
-                            static_cast<uint32_t>(pool.page_stride_bytes >> 4);
-    return pages + (offset << 4);
+    return pages + page_offset(page, pool.page_stride_bytes);
   }
 
   // What is known ahead, so that no copy waits for a chain of loads: the page and the spans of the tile that
