@@ -10,6 +10,12 @@ use mustafar::{
     Stream, Tensor, TensorMut, ValueType,
 };
 
+use numbers::numbers;
+
+#[path = "common/numbers.rs"]
+#[allow(unreachable_pub)]
+mod numbers;
+
 const TOKENS: usize = 4096;
 const HEADS: usize = 8;
 const DIM: usize = 128;
@@ -19,18 +25,6 @@ const PAGES: usize = TOKENS / PAGE_TOKENS;
 fn contexts() -> impl Iterator<Item = Context> {
     let levels = Level::ALL.into_iter().filter(|level| level.available());
     levels.map(|level| Context::cpu_with_level(1, level).unwrap())
-}
-
-/// Roughly normal numbers (a sum of uniform ones), so that magnitudes spread as keys do.
-fn numbers(n: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| (0..6).map(|_| uniform()).sum()).collect()
 }
 
 fn dense(dtype: DType) -> Vec<u16> {

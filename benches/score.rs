@@ -15,6 +15,7 @@ use mustafar::ops::{
 use mustafar::{
     Context, DType, Error, Level, PageFormat, PagePoolMut, PoolLayout, Shape, Stream, Tensor, ValueType,
 };
+use numbers::numbers;
 use std::time::Duration;
 
 #[path = "../ffi-examples/rust/speed/gpu.rs"]
@@ -22,6 +23,9 @@ use std::time::Duration;
 mod gpu;
 #[path = "../ffi-examples/rust/speed/memory.rs"]
 mod memory;
+#[path = "common/numbers.rs"]
+#[allow(unreachable_pub)]
+mod numbers;
 
 const TOKENS: usize = 4096;
 const Q_HEADS: usize = 32;
@@ -31,18 +35,6 @@ const KEEP: usize = 39;
 const PAGE_TOKENS: usize = 64;
 
 type Result<T> = std::result::Result<T, Error>;
-
-/// Roughly normal numbers (a sum of uniform ones).
-fn numbers(n: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| (0..6).map(|_| uniform()).sum()).collect()
-}
 
 /// A prompt of some sequences, each the same.
 struct Prompt {

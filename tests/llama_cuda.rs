@@ -16,9 +16,10 @@ use llama::fetch;
 use llama::gguf::Gguf;
 use llama::matmul::Matrix;
 use llama::model::{Meter, Model};
-use llama::sample::{Rng, argmax};
+use llama::sample::argmax;
 use llama::source::Source;
 use llama::store::{KvBytes, KvStore, Policy};
+use llama::tiny::{self, tokens};
 use mustafar::{DType, Error as LibraryError, ValueType};
 
 /// Device 0, unless it may be missing and is.
@@ -36,25 +37,7 @@ fn gpu() -> bool {
 }
 
 fn config(heads: usize, kv_heads: usize, tied: bool) -> Config {
-    Config {
-        layers: 2,
-        hidden: 96,
-        ffn: 160,
-        heads,
-        kv_heads,
-        head_dim: 64,
-        vocab: 250,
-        context: 2048,
-        rms_eps: 1e-5,
-        rope_base: 10_000.0,
-        rope_dim: 64,
-        tied,
-    }
-}
-
-fn tokens(n: usize, seed: u64) -> Vec<u32> {
-    let mut rng = Rng::new(seed);
-    (0..n).map(|_| (rng.next_u64() % 250) as u32).collect()
+    Config { context: 2048, ..tiny::config(heads, kv_heads, tied) }
 }
 
 /// Rounds matrices to what the device holds, so that only activations differ.

@@ -10,36 +10,15 @@ use llama::config::Config;
 use llama::evaluate;
 use llama::matmul::Matrix;
 use llama::model::{Meter, Model};
-use llama::sample::{Rng, Sampler, argmax, log_softmax};
+use llama::sample::{Sampler, argmax, log_softmax};
 use llama::store::{KvStore, Policy};
+use llama::tiny::{config, tokens};
 use llama::vector;
 use mustafar::CenterMode;
 
 /// Logits may differ by this much between f32 sums in one order and f64 sums in another. The larger part of it is
 /// keys and values that lie between two f16 numbers and fall to different sides.
 const TOLERANCE: f64 = 5e-3;
-
-fn config(heads: usize, kv_heads: usize, tied: bool) -> Config {
-    Config {
-        layers: 2,
-        hidden: 96,
-        ffn: 160,
-        heads,
-        kv_heads,
-        head_dim: 64,
-        vocab: 250,
-        context: 512,
-        rms_eps: 1e-5,
-        rope_base: 10_000.0,
-        rope_dim: 64,
-        tied,
-    }
-}
-
-fn tokens(n: usize, seed: u64) -> Vec<u32> {
-    let mut rng = Rng::new(seed);
-    (0..n).map(|_| (rng.next_u64() % 250) as u32).collect()
-}
 
 fn times(matrix: &Matrix, x: &[f64]) -> Vec<f64> {
     (0..matrix.rows).map(|r| matrix.row(r).iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()

@@ -26,6 +26,7 @@ pub mod sample;
 pub mod shapes;
 pub mod source;
 pub mod store;
+pub mod tiny;
 pub mod tokenizer;
 pub mod vector;
 pub mod weights;
