@@ -139,6 +139,30 @@ typedef uint32_t mustafar_value_type;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/**
+ * Attention over pages beside attention over the same tokens dense in 16 bits, on the same machine: by cuDNN on CUDA, by this
+ * library on the CPU. The discriminants are the codes of the C ABI.
+ */
+enum mustafar_speed
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Faster than dense. */
+    MUSTAFAR_SPEED_FASTER = 1,
+    /** Within a tenth of dense; which of the two is faster depends on machine and shape. */
+    MUSTAFAR_SPEED_EVEN = 2,
+    /** Slower than dense, on some of the machines measured if not on all. */
+    MUSTAFAR_SPEED_SLOWER = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mustafar_speed mustafar_speed;
+#else
+typedef uint32_t mustafar_speed;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** How the rows of a page share its values. */
 enum mustafar_rows
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -774,6 +798,22 @@ typedef struct mustafar_attend_args {
     float softcap;
 } mustafar_attend_args;
 
+/** What to expect of mustafar_attend over pages of two formats. */
+typedef struct mustafar_advice {
+    /** sizeof(mustafar_advice). */
+    size_t struct_size;
+    /** A mustafar_speed. */
+    uint32_t speed;
+    /** Written as 0. */
+    uint32_t reserved;
+    /** Bytes of a token of one KV head in pages, K and V together; of full pages, ragged ones with all of their room. */
+    double bytes_per_token;
+    /** The same dense in 16 bits. */
+    double dense_bytes_per_token;
+    /** Why, and what to do instead where pages are slower: one line of English that is never freed. */
+    const char *reason;
+} mustafar_advice;
+
 /** Arguments of mustafar_spmv_key. */
 typedef struct mustafar_spmv_key_args {
     /** sizeof(mustafar_spmv_key_args). */
@@ -832,7 +872,7 @@ typedef struct mustafar_merge_args {
 /**
  * Formats of the pages of some heads of some layers, in place of those of the whole cache. Heads are left dense by formats
  * that keep everything: dense, not exact, since the value types are the cache's own. In a cache of 8-bit values such heads
- * have 8-bit values too.
+ * have 8-bit values too, and in one of 16-bit values they are slower than dense tokens (mustafar_attend_advice).
  */
 typedef struct mustafar_cache_head_formats {
     /** sizeof(mustafar_cache_head_formats). */
@@ -1104,7 +1144,7 @@ mustafar_status mustafar_strategy_format(uint32_t strategy,
 
 /**
  * Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
- * CPU backend uses; it is read here and nowhere else.
+ * CPU backend uses; it is read here and by mustafar_attend_advice.
  *
  * CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then
  * outlive this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and
@@ -1370,6 +1410,27 @@ mustafar_status mustafar_attend(const struct mustafar_context *context,
                                 void *workspace,
                                 size_t workspace_bytes,
                                 void *stream);
+
+/**
+ * Whether mustafar_attend over pages of these formats is expected to be faster than dense attention, so that nobody takes a
+ * slower path unawares: nothing refuses formats for their speed. It looks at the formats alone and needs no GPU. It holds for
+ * contexts long enough that reading K and V is most of the work; docs/performance.md has the measurements.
+ *
+ * @param backend  A mustafar_backend. For the CPU the answer is that for the instructions that a context would use in this
+ *                 process.
+ * @param k        Format of the key pages.
+ * @param v        Format of the value pages.
+ * @param advice   Receives the answer; its struct_size must be set.
+ * @return SUCCESS; INVALID_ARGUMENT for the backend, MUSTAFAR_CPU, or formats of different page_tokens; UNSUPPORTED for a
+ *         pair of formats that mustafar_attend does not take on CUDA; as mustafar_format_page_bytes for each format.
+ *
+ * Async: no, and needs no context. Graph capture: yes. Workspace: none. Deterministic: yes. Thread-safe: yes.
+ */
+MUSTAFAR_API
+mustafar_status mustafar_attend_advice(uint32_t backend,
+                                       const struct mustafar_format *k,
+                                       const struct mustafar_format *v,
+                                       struct mustafar_advice *advice);
 
 /**
  * Scores of compressed keys, the first half of unfused attention: scores[b, i, h, t] = scale * (q[b, i, h] . k[b, t,
@@ -1732,6 +1793,7 @@ mustafar_status mustafar_cache_restore(struct mustafar_cache *cache,
 #define MUSTAFAR_DENSE_INIT {sizeof(mustafar_dense), 0, 0, 0, 0}
 #define MUSTAFAR_COMPRESSED_INIT {sizeof(mustafar_compressed), 0, 0, 0, 0}
 #define MUSTAFAR_ATTEND_ARGS_INIT {sizeof(mustafar_attend_args), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MUSTAFAR_ADVICE_INIT {sizeof(mustafar_advice), 0, 0, 0, 0, 0}
 #define MUSTAFAR_SPMV_KEY_ARGS_INIT {sizeof(mustafar_spmv_key_args), 0, 0, 0, 0, 0, 0, 0}
 #define MUSTAFAR_SPMV_VALUE_ARGS_INIT {sizeof(mustafar_spmv_value_args), 0, 0, 0, 0}
 #define MUSTAFAR_MERGE_ARGS_INIT {sizeof(mustafar_merge_args), 0, 0, 0, 0, 0, 0}

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// In the order in which a reader wants them. `cache/mod.rs` brings its submodules.
-const SOURCES: [&str; 20] = [
+const SOURCES: [&str; 22] = [
     "src/dtype.rs",
     "src/format.rs",
     "src/capi/version.rs",
@@ -28,6 +28,8 @@ const SOURCES: [&str; 20] = [
     "src/capi/ops/decompress.rs",
     "src/capi/ops/validate.rs",
     "src/capi/ops/attend.rs",
+    "src/ops/attend/advice.rs",
+    "src/capi/ops/advice.rs",
     "src/capi/ops/spmv.rs",
     "src/capi/ops/merge.rs",
     "src/capi/cache/mod.rs",
@@ -72,6 +74,7 @@ fn config() -> Config {
     for (rust, c) in [
         ("DType", "mustafar_dtype"),
         ("ValueType", "mustafar_value_type"),
+        ("Speed", "mustafar_speed"),
         ("FORMAT_VERSION", "MUSTAFAR_FORMAT_VERSION"),
         ("PAGE_ALIGN", "MUSTAFAR_PAGE_ALIGN"),
     ] {
@@ -81,6 +84,7 @@ fn config() -> Config {
     for name in [
         "DType",
         "ValueType",
+        "Speed",
         "mustafar_rows",
         "mustafar_backend",
         "mustafar_selection",

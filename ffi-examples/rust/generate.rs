@@ -16,6 +16,8 @@ use llama::model::Meter;
 use llama::sample::{Sampler, argmax};
 use llama::store::{KvBytes, Policy};
 use llama::tokenizer::{Message, Tokenizer};
+use mustafar::Backend;
+use mustafar::ops::{Speed, attend_advice};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -116,6 +118,14 @@ fn answer<E: Engine>(
         shares(&meter),
         model.device()
     );
+    let backend = if args.device == Device::Cpu { Backend::Cpu } else { Backend::Cuda };
+    for policy in policies {
+        let pages = policy.cache_config(model.config(), capacity, 1)?;
+        let advice = attend_advice(backend, &pages.k, &pages.v)?;
+        if advice.speed == Speed::Slower {
+            eprintln!("note: K {} V {}: {advice}", policy.k_sparsity, policy.v_sparsity);
+        }
+    }
     // Each policy gets one store to generate with and one to follow the dense answer.
     let mut free = Vec::new();
     let mut forced = Vec::new();

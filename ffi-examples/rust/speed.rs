@@ -23,6 +23,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use meter::Meter;
+use mustafar::ops::{Advice, attend_advice};
 use mustafar::{DType, Error, ValueType};
 use std::process::ExitCode;
 use workload::{Size, Workload};
@@ -129,6 +130,7 @@ fn main() -> ExitCode {
 struct Results {
     /// What the times were taken on.
     backend: String,
+    advice: Advice,
     values: ValueType,
     attend_us: f64,
     dense_us: f64,
@@ -151,6 +153,7 @@ impl Results {
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
             "values": self.values.to_string(),
+            "expected": self.advice.speed.to_string(),
             "attend_us": self.attend_us,
             "dense_us": self.dense_us,
             "speedup": self.speedup(),
@@ -178,6 +181,7 @@ impl Results {
             println!("{name:<12}{us:>12.1}{mb:>12.1}{gbps:>10.2}{share:>9.0}%");
         }
         println!("speedup {:.2}", self.speedup());
+        println!("expected for long contexts: {}", self.advice);
         println!("append of one token to every sequence: {:.1} us", self.append_us);
         println!("memory copy in the same run: {:.2} GB/s (read + write)", self.copy_gbps);
     }
@@ -190,7 +194,8 @@ fn measure(options: &Options) -> Result<Results, Error> {
         ProgressStyle::with_template("{msg:28} {bar:40} {pos}/{len} {elapsed}")
             .expect("the template names fields that exist"),
     );
-    let mut workload = Workload::new(&context, meter.stream(), &options.size(), &bar)?;
+    let size = options.size();
+    let mut workload = Workload::new(&context, meter.stream(), &size, &bar)?;
     bar.set_message("memory copy");
     let copy_gbps = meter.copy_bandwidth()?;
 
@@ -212,6 +217,7 @@ fn measure(options: &Options) -> Result<Results, Error> {
     bar.finish_and_clear();
     Ok(Results {
         backend: context.to_string(),
+        advice: attend_advice(context.backend(), &size.format(size.keep_k)?, &size.format(size.keep_v)?)?,
         values: options.value_type(),
         attend_us: median(compressed),
         dense_us: median(dense),

@@ -6,7 +6,7 @@ use crate::capi::handle::{borrow, destroy, put, store};
 use crate::capi::status::mustafar_status;
 use crate::capi::structs::{extensible, read_optional, write};
 use crate::capi::views::reserved;
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// A backend that is ready to run ops. Immutable: any number of threads may use one at the same time. Not to be used
 /// in a child process after fork.
@@ -23,6 +23,15 @@ pub enum mustafar_backend {
     Cpu = 0,
     /// On a CUDA device; all data pointers are device pointers. Structures are host memory all the same.
     Cuda = 1,
+}
+
+/// The backend with this code.
+pub(super) fn backend(argument: &'static str, code: u32) -> Result<Backend> {
+    match code {
+        0 => Ok(Backend::Cpu),
+        1 => Ok(Backend::Cuda),
+        _ => Err(Error::invalid(argument, code, "0 (CPU), 1 (CUDA)")),
+    }
 }
 
 /// How to make a context.
@@ -46,7 +55,7 @@ extensible!(mustafar_context_config, first_release_ends_with reserved, {
 });
 
 /// Makes a context. The environment variable MUSTAFAR_CPU (portable, avx2, avx512) caps the instructions that the
-/// CPU backend uses; it is read here and nowhere else.
+/// CPU backend uses; it is read here and by mustafar_attend_advice.
 ///
 /// CUDA: uses the CUDA context that is current on the calling thread if that belongs to the device (it must then
 /// outlive this context), else the device's primary one, which the CUDA runtime and PyTorch use. Loads all kernels and
@@ -69,14 +78,15 @@ pub unsafe extern "C" fn mustafar_context_create(
         let config = unsafe { read_optional("config", config)? };
         let (backend, threads, device) = config.map_or((0, 0, 0), |c| (c.backend, c.threads, c.device));
         reserved("config.reserved", config.map_or(0, |c| c.reserved))?;
-        let made = match backend {
-            0 if device != 0 => return Err(Error::invalid("config.device", device, "0 on the CPU backend")),
-            0 => Context::cpu(threads.max(1) as usize)?,
-            1 if threads != 0 => {
+        let made = match self::backend("config.backend", backend)? {
+            Backend::Cpu if device != 0 => {
+                return Err(Error::invalid("config.device", device, "0 on the CPU backend"));
+            }
+            Backend::Cpu => Context::cpu(threads.max(1) as usize)?,
+            Backend::Cuda if threads != 0 => {
                 return Err(Error::invalid("config.threads", threads, "0 on the CUDA backend"));
             }
-            1 => Context::cuda(device as usize)?,
-            _ => return Err(Error::invalid("config.backend", backend, "0 (CPU), 1 (CUDA)")),
+            Backend::Cuda => Context::cuda(device as usize)?,
         };
         // SAFETY: the contract of this module.
         unsafe { store("context", context, mustafar_context { context: made }) }

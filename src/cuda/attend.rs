@@ -39,11 +39,7 @@ pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shap
 pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize) -> Result<usize> {
     let _entered = device.context.enter()?;
     let (dim, formats) = (config.k.head_dim(), [config.k, config.v]);
-    if config.v.head_dim() != dim {
-        let supported = format!("{dim}, that of k, on the CUDA backend");
-        return Err(Error::unsupported("v.head_dim", config.v.head_dim(), supported));
-    }
-    let pages = Pages::of(["k.value_type", "v.value_type"], formats)?;
+    let pages = attend_formats(&config.k, &config.v)?;
     let dtype = config.dtype(config.k);
     let group = config.q_heads / config.kv_heads;
     let kernel = AttendKernel::new(pages, dtype, dim, group, &formats)?;
@@ -63,9 +59,18 @@ pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize
     Ok(plan.split)
 }
 
+/// Which kernels serve pages of these formats of K and V.
+pub(crate) fn attend_formats(k: &PageFormat, v: &PageFormat) -> Result<Pages> {
+    if v.head_dim() != k.head_dim() {
+        let supported = format!("{}, that of k, on the CUDA backend", k.head_dim());
+        return Err(Error::unsupported("v.head_dim", v.head_dim(), supported));
+    }
+    Pages::of(["k.value_type", "v.value_type"], [*k, *v])
+}
+
 /// Pages that kernels differ by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pages {
+pub(crate) enum Pages {
     /// Uniform ones of K and of V, or none.
     Uniform,
     /// Ragged ones of K or V.

@@ -17,7 +17,7 @@ mod score;
 mod spmv;
 mod store;
 
-pub(crate) use attend::{attend, attend_split, attend_workspace};
+pub(crate) use attend::{attend, attend_formats, attend_split, attend_workspace};
 pub(crate) use cache::{copy_tokens, flat_places, median};
 pub(crate) use memory::{DeviceBuffer, Kept, Uploads};
 pub(crate) use merge::merge;

@@ -1,5 +1,6 @@
-//! `attend`: decode attention over sinks, compressed pages and dense window in one pass.
+//! `attend`: decode attention over sinks, compressed pages and dense window in one pass; how fast it is expected to be.
 
+pub(crate) mod advice;
 pub(crate) mod checks;
 
 use crate::backend::{Context, Run, Stream};
@@ -9,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::mem::{Mem, MemMut};
 use crate::pool::{PagePool, Sequences};
 use crate::tensor::{Tensor, TensorMut};
+
+pub use advice::{Advice, Speed, attend_advice};
 
 /// Key centre: compressed keys are stored as `round16(k - c)`, so `scale * (q . c)` is added to the score of every
 /// compressed token.

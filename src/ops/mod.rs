@@ -23,7 +23,7 @@ pub mod spmv;
 pub mod validate;
 
 pub use append::{Append, AppendSide, append};
-pub use attend::{Attend, Center, Compressed, Dense, attend, attend_workspace};
+pub use attend::{Advice, Attend, Center, Compressed, Dense, Speed, attend, attend_advice, attend_workspace};
 pub use compress::{Compress, compress};
 pub use decompress::{Decompress, decompress};
 pub use merge::{Merge, merge};

@@ -8,6 +8,7 @@ use mustafar::capi::cache::mustafar_cache_bytes_info;
 use mustafar::capi::cache::sequence::mustafar_cache_queries;
 use mustafar::capi::context::{mustafar_backend, mustafar_context_config, mustafar_device_errors};
 use mustafar::capi::format::{mustafar_format, mustafar_page_layout, mustafar_rows};
+use mustafar::capi::ops::advice::mustafar_advice;
 use mustafar::capi::ops::append::{mustafar_append_args, mustafar_append_side};
 use mustafar::capi::ops::attend::{mustafar_attend_args, mustafar_compressed, mustafar_dense};
 use mustafar::capi::ops::compress::mustafar_compress_args;
@@ -24,6 +25,7 @@ use mustafar::capi::status::{mustafar_status, mustafar_status_name};
 use mustafar::capi::strategy::mustafar_strategy;
 use mustafar::capi::structs::Extensible;
 use mustafar::capi::tensor::{mustafar_tensor, mustafar_tensor_mut};
+use mustafar::ops::Speed;
 use mustafar::{DType, Strategy, ValueType, format};
 use std::ffi::CStr;
 use std::fmt::Write as _;
@@ -57,6 +59,7 @@ fn structures() -> Vec<Described> {
         described::<mustafar_compressed>(),
         described::<mustafar_dense>(),
         described::<mustafar_attend_args>(),
+        described::<mustafar_advice>(),
         described::<mustafar_spmv_key_args>(),
         described::<mustafar_spmv_value_args>(),
         described::<mustafar_merge_args>(),
@@ -109,6 +112,9 @@ fn assertions(check: &str) -> String {
         ("MUSTAFAR_VALUE_TYPE_BF16", ValueType::Bf16 as u32),
         ("MUSTAFAR_VALUE_TYPE_E4M3", ValueType::E4m3 as u32),
         ("MUSTAFAR_VALUE_TYPE_INT8", ValueType::Int8 as u32),
+        ("MUSTAFAR_SPEED_FASTER", Speed::Faster as u32),
+        ("MUSTAFAR_SPEED_EVEN", Speed::Even as u32),
+        ("MUSTAFAR_SPEED_SLOWER", Speed::Slower as u32),
         ("MUSTAFAR_ROWS_UNIFORM", mustafar_rows::Uniform as u32),
         ("MUSTAFAR_ROWS_RAGGED", mustafar_rows::Ragged as u32),
         ("MUSTAFAR_BACKEND_CPU", mustafar_backend::Cpu as u32),

@@ -8,6 +8,7 @@ use mustafar::capi::format::{
     mustafar_format, mustafar_format_layout, mustafar_format_page_bytes, mustafar_format_validate_page,
     mustafar_keep_for_sparsity, mustafar_page_layout, mustafar_reference_keep,
 };
+use mustafar::capi::ops::advice::{mustafar_advice, mustafar_attend_advice};
 use mustafar::capi::status::mustafar_status;
 use mustafar::capi::version::{mustafar_version, mustafar_version_number};
 use std::ffi::CStr;
@@ -112,6 +113,69 @@ fn keep_counts() {
         refused(status, mustafar_status::InvalidArgument, &["sparsity"]);
         assert_eq!(keep, 7);
     }
+}
+
+const CPU: u32 = 0;
+const CUDA: u32 = 1;
+
+#[test]
+fn advice_needs_no_gpu() {
+    let mut advice = init::<mustafar_advice>();
+    for (backend, value_type, keep, speeds, bytes) in [
+        (CUDA, 1, 39, 1..=1, 188.0),
+        (CUDA, 1, 105, 2..=2, 452.0),
+        (CUDA, 1, 128, 3..=3, 544.0),
+        (CUDA, 17, 128, 1..=1, 292.0),
+        (CPU, 1, 39, 1..=3, 188.0),
+    ] {
+        let format = mustafar_format { value_type, ..uniform(128, 64, keep) };
+        // SAFETY: all pointers are to locals.
+        ok(unsafe { mustafar_attend_advice(backend, &format, &format, &mut advice) });
+        assert!(speeds.contains(&advice.speed) && advice.reserved == 0, "{value_type}, keep {keep}");
+        assert_eq!((advice.bytes_per_token, advice.dense_bytes_per_token), (bytes, 512.0));
+        // SAFETY: a static string.
+        let reason = unsafe { CStr::from_ptr(advice.reason) }.to_str().unwrap();
+        assert_eq!(reason.contains("store int8"), advice.speed == 3 && backend == CUDA, "{reason}");
+    }
+}
+
+#[test]
+fn advice_refuses_what_attend_would() {
+    let good = uniform(128, 64, 39);
+    for (backend, v, status, part) in [
+        (2, good, mustafar_status::InvalidArgument, "backend is 2; allowed: 0 (CPU), 1 (CUDA)"),
+        (CPU, uniform(128, 64, 129), mustafar_status::InvalidArgument, "keep is 129"),
+        (CPU, uniform(128, 16, 39), mustafar_status::InvalidArgument, "v.page_tokens is 16; allowed: 64"),
+        (
+            CPU,
+            mustafar_format { struct_size: 8, ..good },
+            mustafar_status::InvalidArgument,
+            "struct_size is 8 in v",
+        ),
+        (
+            CUDA,
+            mustafar_format { value_type: 17, ..good },
+            mustafar_status::Unsupported,
+            "v.value_type is int8",
+        ),
+        (CUDA, uniform(64, 64, 39), mustafar_status::Unsupported, "v.head_dim is 64; supported: 128"),
+    ] {
+        let mut advice = mustafar_advice { speed: 77, ..init() };
+        // SAFETY: all pointers are to locals.
+        refused(unsafe { mustafar_attend_advice(backend, &good, &v, &mut advice) }, status, &[part]);
+        assert_eq!(advice.speed, 77, "outputs stay as they are");
+    }
+    // SAFETY: pointers are null, which is refused before use, or to locals.
+    let call = |k, v, advice| unsafe { mustafar_attend_advice(CPU, k, v, advice) };
+    refused(call(ptr::null(), &good, &mut init()), mustafar_status::NullPointer, &["k is null"]);
+    refused(call(&good, ptr::null(), &mut init()), mustafar_status::NullPointer, &["v is null"]);
+    refused(call(&good, &good, ptr::null_mut()), mustafar_status::NullPointer, &["advice is null"]);
+    let mut unset = mustafar_advice { struct_size: 0, ..init() };
+    refused(
+        call(&good, &good, &mut unset),
+        mustafar_status::InvalidArgument,
+        &["struct_size is 0 in advice"],
+    );
 }
 
 #[test]

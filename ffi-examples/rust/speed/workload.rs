@@ -32,6 +32,13 @@ pub(crate) struct Size {
     pub(crate) values: ValueType,
 }
 
+impl Size {
+    /// Pages that keep so many values of a row.
+    pub(crate) fn format(&self, keep: usize) -> Result<PageFormat, Error> {
+        PageFormat::uniform(self.values, self.head_dim, PAGE_TOKENS, keep)
+    }
+}
+
 /// K first, then V, wherever there are two.
 pub(crate) struct Workload {
     context: Context,
@@ -60,13 +67,10 @@ impl Workload {
         size: &Size,
         bar: &ProgressBar,
     ) -> Result<Self, Error> {
-        let &Size { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, values } = size;
+        let &Size { batch, q_heads, kv_heads, head_dim, tokens, keep_k, keep_v, dtype, .. } = size;
         let sequence_pages = tokens.div_ceil(PAGE_TOKENS);
         let num_pages = batch * sequence_pages;
-        let layout = |keep| {
-            let format = PageFormat::uniform(values, head_dim, PAGE_TOKENS, keep)?;
-            PoolLayout::contiguous(format, num_pages, kv_heads)
-        };
+        let layout = |keep| PoolLayout::contiguous(size.format(keep)?, num_pages, kv_heads);
         let layouts = [layout(keep_k)?, layout(keep_v)?];
         let pool = |layout: &PoolLayout| Buffer::zeroed(context, layout.extent("pages")?);
         // Heads outside tokens, so that each head streams its tokens one after the other.

@@ -26,7 +26,7 @@ pub enum mustafar_center_mode {
 
 /// Formats of the pages of some heads of some layers, in place of those of the whole cache. Heads are left dense by formats
 /// that keep everything: dense, not exact, since the value types are the cache's own. In a cache of 8-bit values such heads
-/// have 8-bit values too.
+/// have 8-bit values too, and in one of 16-bit values they are slower than dense tokens (mustafar_attend_advice).
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct mustafar_cache_head_formats {

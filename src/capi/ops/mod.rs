@@ -1,6 +1,7 @@
 //! The ops, one C function each. An argument structure points to tensors, pools and sequences; a null pointer to an
 //! optional one turns its feature off.
 
+pub mod advice;
 pub mod append;
 pub mod attend;
 pub mod compress;
