@@ -9,6 +9,7 @@ share of what a device copy in the same table reaches.
 
 import argparse
 import ctypes
+import itertools
 import json
 import pathlib
 import statistics
@@ -164,11 +165,11 @@ class Bench:
             table.add(pages.attend(q), LAYERS * pages.bytes, f"attention, {tokens} tokens", "float16", 39, times=LAYERS)
         table.finish()
 
-    def ragged_pages(self, k, v, keep):
+    def ragged_pages(self, k, v, keep, values):
         """Pages whose rows keep what is among the largest of the page: as many values as uniform ones."""
-        pages = Pages(self.library, self.context, k, v, keep, "float16")
+        pages = Pages(self.library, self.context, k, v, keep, values)
         page = Format(
-            rows=RAGGED, value_type=VALUE_TYPES["float16"], head_dim=DIM, page_tokens=PAGE_TOKENS, capacity=PAGE_TOKENS * keep
+            rows=RAGGED, value_type=VALUE_TYPES[values], head_dim=DIM, page_tokens=PAGE_TOKENS, capacity=PAGE_TOKENS * keep
         )
         page_bytes, number = self.library.page_bytes(page), BATCH * TOKENS // PAGE_TOKENS
         pages.bytes = 2 * number * HEADS * page_bytes
@@ -188,15 +189,15 @@ class Bench:
         return pages
 
     def ragged(self):
-        table = Table(self, f"ragged pages, {BATCH} x {TOKENS} tokens", "group", "values per row", "pages")
+        table = Table(self, f"ragged pages, {BATCH} x {TOKENS} tokens", "type", "group", "values per row", "pages")
         k, v = random(2, BATCH, TOKENS, HEADS, DIM)
-        for keep in (39, 64):
-            uniform = Pages(self.library, self.context, k, v, keep, "float16")
-            ragged = self.ragged_pages(k, v, keep)
+        for values, keep in itertools.product(("float16", "int8"), (39, 64)):
+            uniform = Pages(self.library, self.context, k, v, keep, values)
+            ragged = self.ragged_pages(k, v, keep, values)
             for group in (4, 8):
                 q = random(BATCH, 1, HEADS * group, DIM)
-                table.add(uniform.attend(q), uniform.bytes, group, keep, "uniform")
-                table.add(ragged.attend(q), ragged.bytes, group, keep, "ragged")
+                table.add(uniform.attend(q), uniform.bytes, values, group, keep, "uniform")
+                table.add(ragged.attend(q), ragged.bytes, values, group, keep, "ragged")
         table.finish()
 
     def queries(self):

@@ -43,6 +43,8 @@ fn configs(types: Types) -> Vec<CacheConfig> {
         // Every other one in 8 bits.
         let types = match i % 4 {
             2 | 3 if types == MIXED => [(ValueType::E4m3, 64), (ValueType::Int8, 96)],
+            2 => [(ValueType::E4m3, 64); 2],
+            3 => [(ValueType::Int8, 64); 2],
             _ => types,
         };
         configs.push(CacheConfig { center, ..config(types, k, v, sparsity) });

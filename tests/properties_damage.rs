@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, config, contexts_for,
-    is_cuda, run,
+    DIMS, Dense, Dist, Layout, PAGE_SIZES, Paged, Pool, Rng, Table, VALUE_TYPES, config, contexts, is_cuda,
+    run,
 };
 use mustafar::ops::{Attend, Compressed, Decompress, SpmvKey, SpmvValue, Validate};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Result, Rows, Sequences};
@@ -169,7 +169,7 @@ proptest! {
                 obeys_the_rules(&format, pool.page(table.page(b, t), h), rows)
             })
         }));
-        for context in contexts_for(format, &[1, 2]) {
+        for context in contexts(&[1, 2]) {
             let results = read_with_every_op(&context, &pool, table.view());
             prop_assert_eq!(results[0].is_ok(), valid, "validate: {:?}", results[0]);
             for result in results {

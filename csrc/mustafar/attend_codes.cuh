@@ -162,30 +162,30 @@ struct CodeWarp : Warp<f16, D, kRows> {
     }
   }
 
-  // As Warp::attend_pages.
+  // As Warp::attend_pages. `Pages` is CodePages or RaggedCodePages.
+  template <typename Pages>
   __device__ __forceinline__ void attend_pages(int batch, int head, int q_begin, Range part, int position,
                                                uint32_t key_slot) {
-    using Pages = CodePages<D, Codes>;
-    const uint32_t value_slot = key_slot + Pages::key_slot_bytes(p.k);
+    const uint32_t value_slot = key_slot + Pages::key_slot_bytes(p.k, p.sequences.page_tokens);
     const PageTable table_row(p.sequences, batch);
-    const TileCopier<D> key_copier(p.k, head, key_slot, lane, Pages::kKeyCodesAt);
-    const TileCopier<D> value_copier(p.v, head, value_slot, lane);
-    const ScaleCopier scale_copier(p, head, key_slot + Pages::kScalesAt, lane);
+    const typename Pages::Copier key_copier(p.k, head, key_slot, lane, Pages::kKeyCodesAt);
+    const typename Pages::Copier value_copier(p.v, head, value_slot, lane, Pages::kValueCodesAt);
+    const typename Pages::Scales scale_copier(p, head, key_slot + Pages::kScalesAt, lane);
     const Range unmasked = seen_by_all<kRows>(view, part, position);
     const int page_tokens = p.sequences.page_tokens;
 
     // Copies go in the order of Warp::attend_pages.
     int token = part.begin + this->warp * kTileTokens;
-    TilePages next = table_row.find(token, part.end);
+    typename Pages::Next next(p, table_row, head, token, part.end, lane);
     if (p.q_dtype == kBf16) {
       Base::template load_queries<bf16>(head, q_begin);
     } else {
       Base::template load_queries<f16>(head, q_begin);
     }
-    scale_copier.copy(next, page_tokens, token, part.end, lane);
-    key_copier.copy(p.k, next, page_tokens, token, part.end, lane);
-    value_copier.copy(p.v, next, page_tokens, token, part.end, lane);
-    next = table_row.find(token + kStep, part.end);
+    scale_copier.copy(next.scales(), page_tokens, token, part.end, lane);
+    key_copier.copy(p.k, next.key(), page_tokens, token, part.end, lane);
+    value_copier.copy(p.v, next.value(), page_tokens, token, part.end, lane);
+    next.advance(p, table_row, head, token + kStep, part.end, lane);
     finish_code_queries(batch, head);
 #pragma unroll 1
     for (; token < part.end; token += kStep) {
@@ -197,12 +197,12 @@ struct CodeWarp : Warp<f16, D, kRows> {
       float key_scale[4], value_scale[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        key_scale[r] = Pages::load_scale(key_slot, g + 8 * r);
-        value_scale[r] = Pages::load_scale(key_slot + kScaleBytes, g + 8 * r);
+        key_scale[r] = load_scale(key_slot + Pages::kScalesAt, g + 8 * r);
+        value_scale[r] = load_scale(key_slot + Pages::kScalesAt + kScaleBytes, g + 8 * r);
       }
       __syncwarp();
-      scale_copier.copy(next, page_tokens, token + kStep, part.end, lane);
-      key_copier.copy(p.k, next, page_tokens, token + kStep, part.end, lane);
+      scale_copier.copy(next.scales(), page_tokens, token + kStep, part.end, lane);
+      key_copier.copy(p.k, next.key(), page_tokens, token + kStep, part.end, lane);
       Base::each_score(scores, [&](float s, int m, int n, int i) {
         return s * key_scale[2 * m + i / 2] * unit_of(n, i & 1) + this->key_center[n][i & 1];
       });
@@ -228,8 +228,8 @@ struct CodeWarp : Warp<f16, D, kRows> {
       }
       accumulate_tile<f16, D, kRows>(typename Pages::Values{p.v, value_slot, table, g}, scores, out, g, t);
       __syncwarp();
-      value_copier.copy(p.v, next, page_tokens, token + kStep, part.end, lane);
-      next = table_row.find(token + 2 * kStep, part.end);
+      value_copier.copy(p.v, next.value(), page_tokens, token + kStep, part.end, lane);
+      next.advance(p, table_row, head, token + 2 * kStep, part.end, lane);
     }
     finish_output();
   }
@@ -257,9 +257,8 @@ struct CodeWarp : Warp<f16, D, kRows> {
 
 // Items of compressed tokens only. Those of sinks and window, which have 16-bit values, are another launch's;
 // where the host lets this kernel overlap with that one, it ends after it.
-template <int D, int kRows, typename Codes>
+template <int D, int kRows, typename Codes, typename Pages = CodePages<D, Codes>>
 __device__ __forceinline__ void attend_codes(const AttendParams& p) {
-  using Pages = CodePages<D, Codes>;
   MST_DYNAMIC_SHARED(shared);
   __shared__ View view;
   __shared__ Item item;
@@ -271,10 +270,12 @@ __device__ __forceinline__ void attend_codes(const AttendParams& p) {
   }
   if (begin_item<kRows>(p, view, item)) {
     CodeWarp<D, kRows, Codes> w(p, view, warp, shared_address(table));
-    const int slots = Pages::key_slot_bytes(p.k) + Pages::value_slot_bytes(p.v);
+    const int page_tokens = p.sequences.page_tokens;
+    const int slots = Pages::key_slot_bytes(p.k, page_tokens) + Pages::value_slot_bytes(p.v, page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
     const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
-    w.attend_pages(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0], key_slot);
+    w.template attend_pages<Pages>(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0],
+                                   key_slot);
     __syncthreads();
     float* merged = reinterpret_cast<float*>(shared);
     w.template store<CodeChannels<D>>(merged + threadIdx.x / 32 * kRows * (D + 2));

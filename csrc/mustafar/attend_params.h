@@ -19,8 +19,8 @@ struct AttendPool {
   int32_t row_shift;         // log2(row_bytes / 16) where rows are moved apart, 31 elsewhere
   int32_t capacity;          // values of a page; of uniform ones page_tokens * keep
   // Read by the ragged kernels only: what the values that a tile has in one page can take in shared memory,
-  // wherever in 16 bytes they start: 2 * n + 14 rounded up to 16, where with r = min(page_tokens, 32) n is r
-  // * keep for uniform pages and min(r * dim, capacity) for ragged ones.
+  // wherever in 16 bytes they start: (n - 1) * b + 16 rounded up to 16, where b are the bytes of a value and
+  // with r = min(page_tokens, 32) n is r * keep for uniform pages and min(r * dim, capacity) for ragged ones.
   int32_t run_bytes;
 };
 
@@ -54,6 +54,10 @@ struct DenseParams {
 // attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values,
 // items from dense_items on only. The first number of bytes is
 //   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
+//
+// attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r8: the same where K or
+// V or both are ragged pages. The first number of bytes is
+//   4 * (8 * dim + 128 + 512 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16.
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
 // a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of tokens:

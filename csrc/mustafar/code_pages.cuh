@@ -1,6 +1,6 @@
 // Tiles of 32 compressed tokens with 8-bit values. A key slot in shared memory holds the 32 bitmap rows, the
 // scales of the 32 keys and those of the values that belong to them, and then the rows of codes; a value slot
-// has no scales.
+// has no scales. ragged_codes.cuh has the slots of ragged pages.
 #pragma once
 
 #include "mustafar/codes.cuh"
@@ -38,6 +38,11 @@ struct ScaleCopier {
     }
   }
 };
+
+// Scale of row r, of those at address `scales`.
+__device__ __forceinline__ float load_scale(uint32_t scales, int r) {
+  return __uint_as_float(load_shared_u16(scales + 2 * r) << 16);
+}
 
 // A key row. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7), for each k.
 template <int D, typename Codes>
@@ -129,20 +134,20 @@ struct CodeValueRow {
 // Uniform pages with codes, as the loop over tiles uses them.
 template <int D, typename Codes>
 struct CodePages {
+  using Copier = TileCopier<D>;
+  using Scales = ScaleCopier;
+  using Next = typename UniformPages<D>::Next;
+
   static constexpr int kScalesAt = kTileTokens * (D / 8);
   static constexpr int kKeyCodesAt = kScalesAt + 2 * kScaleBytes;
+  static constexpr int kValueCodesAt = kTileTokens * (D / 8);
 
-  static __device__ __forceinline__ int key_slot_bytes(const AttendPool& pool) {
+  static __device__ __forceinline__ int key_slot_bytes(const AttendPool& pool, int) {
     return kKeyCodesAt + kTileTokens * pool.shared_row_bytes;
   }
 
-  static __device__ __forceinline__ int value_slot_bytes(const AttendPool& pool) {
-    return kTileTokens * (D / 8 + pool.shared_row_bytes);
-  }
-
-  // Scale of key r; of value r with a `slot` kScaleBytes further on.
-  static __device__ __forceinline__ float load_scale(uint32_t slot, int r) {
-    return __uint_as_float(load_shared_u16(slot + kScalesAt + 2 * r) << 16);
+  static __device__ __forceinline__ int value_slot_bytes(const AttendPool& pool, int) {
+    return kValueCodesAt + kTileTokens * pool.shared_row_bytes;
   }
 
   struct Keys {
@@ -167,7 +172,7 @@ struct CodePages {
     int g;
 
     __device__ __forceinline__ CodeValueRow<D, Codes> row(int r) const {
-      const uint32_t first = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes;
+      const uint32_t first = slot + kValueCodesAt + r * pool.shared_row_bytes;
       return {slot + r * (D / 8), g < 4 ? first : first + pool.row_bytes, g, table};
     }
   };

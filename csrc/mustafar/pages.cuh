@@ -198,6 +198,7 @@ struct UniformPages {
 
     __device__ __forceinline__ TilePages key() const { return pages; }
     __device__ __forceinline__ TilePages value() const { return pages; }
+    __device__ __forceinline__ TilePages scales() const { return pages; }
   };
 
   // Bytes of a slot. The pages' own distance between rows may be widened, see AttendPool.

@@ -4,7 +4,8 @@
 // The values that a tile has in a page are one run of data-dependent length, of which the whole 16-byte
 // pieces are copied. A slot in shared memory holds the 32 bitmap rows, where the values of each row are, and
 // then the run; two runs where pages have 16 tokens. Offsets of a damaged page are clamped, so that whatever
-// they say nothing outside the page or (2 * D bytes beyond) the slot is read.
+// they say nothing outside the page or (2 * D bytes beyond) the slot is read. ragged_codes.cuh is about
+// values of 8 bits.
 //
 // Lane r looks after row r of the tile, and copies its share of the page that holds row r.
 #pragma once
@@ -26,14 +27,22 @@ struct RaggedTile {
   Span span;
 };
 
-template <int D>
-struct RaggedPages {
+// What does not depend on how values expand, which take kValueBytes each.
+template <int D, int kValueBytes>
+struct RaggedSlots {
   static constexpr int kBits = D / 8;
   static constexpr int kSpansAt = kTileTokens * kBits;  // in the slot: 8 bytes per row
   static constexpr int kValuesAt = kSpansAt + kTileTokens * 8;
+  // Spans in the slot are addresses of first values, or of 16-bit ones those of the values in front of them.
+  static constexpr int kInFront = kValueBytes == 2 ? 2 : 0;
 
   static __device__ __forceinline__ int slot_bytes(const AttendPool& pool, int page_tokens) {
     return kValuesAt + (page_tokens == 16 ? 2 : 1) * pool.run_bytes;
+  }
+
+  // Pages of a head, 16 bytes further on for each lane.
+  static __device__ __forceinline__ const uint8_t* lane_pages(const AttendPool& pool, int head, int lane) {
+    return pool.pages + head * pool.head_stride_bytes + 16 * lane;
   }
 
   // First row of those that share a page with row `lane` of a tile.
@@ -91,6 +100,8 @@ struct RaggedPages {
       return tile;
     }
 
+    __device__ __forceinline__ int scales() const { return page; }
+
     // Number of the page that holds row `lane` of the tile at token `at`.
     __device__ __forceinline__ int find(int at) const {
       const int first = at + first_row(table.page_tokens, lane);
@@ -111,7 +122,7 @@ struct RaggedPages {
       }
       const int row = (at + lane) & (table.page_tokens - 1);
       if (pool.row_bytes > 0) {
-        const int keep = pool.row_bytes / 2;
+        const int keep = pool.row_bytes / kValueBytes;
         return {row * keep, row * keep + keep};
       }
       const uint8_t* bits = page_of(pool.pages + head * pool.head_stride_bytes, pool, number);
@@ -122,11 +133,14 @@ struct RaggedPages {
 
   // Copies one side of the tiles of a sequence and KV head into a slot.
   struct Copier {
-    const uint8_t* from;  // pages of the head, 16 bytes further on for each lane
+    const uint8_t* from;
     uint32_t slot;
+    int values_at;
 
-    __device__ __forceinline__ Copier(const AttendPool& pool, int head, uint32_t to, int lane)
-        : from(pool.pages + head * pool.head_stride_bytes + 16 * lane), slot(to) {}
+    // Values start `at` bytes into the slot.
+    __device__ __forceinline__ Copier(const AttendPool& pool, int head, uint32_t to, int lane,
+                                      int at = kValuesAt)
+        : from(lane_pages(pool, head, lane)), slot(to), values_at(at) {}
 
     // Starts copying what a page has of the tile at `token`: 32 rows, or if kSmallPages 16, by as many lanes.
     // Of bitmaps also rows past the length are copied, which lie inside the page.
@@ -140,10 +154,10 @@ struct RaggedPages {
       const int run_begin = min(__shfl_sync(0xffffffffu, tile.span.begin, first), pool.capacity);
       const int last = __shfl_sync(0xffffffffu, tile.span.end, first + max(rows, 1) - 1);
       const int run_end = max(min(min(last, pool.capacity), run_begin + kRows * D), run_begin);
-      const int start = run_begin & -8;  // what is copied starts on 16 bytes
+      const int start = run_begin & -(16 / kValueBytes);  // what is copied starts on 16 bytes
       const int share = 16 * (lane - first);
       const uint8_t* page = page_of(from, pool, tile.page) - 16 * first;
-      const uint32_t run = slot + kValuesAt + (first == 0 ? 0 : pool.run_bytes);
+      const uint32_t run = slot + values_at + (first == 0 ? 0 : pool.run_bytes);
 
       if (!kSmallPages || rows > 0) {
         const uint8_t* bits = page + ((token + first) & (page_tokens - 1)) * kBits;
@@ -155,9 +169,9 @@ struct RaggedPages {
           }
         }
       }
-      const uint8_t* values = page + (pool.values_offset_bytes + 2 * start);
+      const uint8_t* values = page + (pool.values_offset_bytes + kValueBytes * start);
       uint32_t to = run + share;
-      int left = 2 * (run_end - start);
+      int left = kValueBytes * (run_end - start);
 #pragma unroll 1
       for (; left >= 4 * kPiece; left -= 4 * kPiece) {
 #pragma unroll
@@ -173,13 +187,12 @@ struct RaggedPages {
         to += kPiece;
         values += kPiece;
       }
-      // The values in front of a row's first and of the next row's. As unsigned numbers, what lies before the
-      // run lies behind it too.
+      // As unsigned numbers, what lies before the run lies behind it too.
       const uint32_t size = run_end - start;
       const uint32_t row_begin = min(static_cast<uint32_t>(tile.span.begin - start), size);
       const uint32_t row_end = min(static_cast<uint32_t>(tile.span.end - start), size);
-      store_shared_u32(slot + kSpansAt + 8 * lane, run - 2 + 2 * row_begin);
-      store_shared_u32(slot + kSpansAt + 8 * lane + 4, run - 2 + 2 * row_end);
+      store_shared_u32(slot + kSpansAt + 8 * lane, run - kInFront + kValueBytes * row_begin);
+      store_shared_u32(slot + kSpansAt + 8 * lane + 4, run - kInFront + kValueBytes * row_end);
     }
 
     // Starts copying the tile at `token`, nothing if that is at or past `length`.
@@ -195,6 +208,12 @@ struct RaggedPages {
       copy_commit();
     }
   };
+};
+
+template <int D>
+struct RaggedPages : RaggedSlots<D, 2> {
+  using Slots = RaggedSlots<D, 2>;
+  using Slots::kBits, Slots::kSpansAt;
 
   struct Keys {
     const AttendPool& pool;

@@ -3,7 +3,7 @@
 
 use super::Device;
 use super::args::{int32, int64, stride};
-use super::kernels::{Family, Kernel, LaunchShape, grid_rows};
+use super::kernels::{Family, Kernel, LaunchShape, RAGGED_SCALED_ROWS, attend_rows, grid_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
 use super::plan::{Bounds, Plan, TILE_TOKENS, tile_rows};
 use crate::backend::Stream;
@@ -29,9 +29,9 @@ const MAX_PAGE_STRIDE: usize = 64 << 30;
 
 /// Bytes of workspace; see [`crate::ops::attend_workspace`].
 pub(crate) fn attend_workspace(device: &Device, args: &Attend<'_>, shapes: &Shapes) -> Result<usize> {
-    types(args, shapes)?;
+    let (pages, _) = types(args, shapes)?;
     // Any number of resident blocks gives the same.
-    Ok(plan(device, args, shapes, 1)?.workspace)
+    Ok(plan(device, args, shapes, pages, 1)?.workspace)
 }
 
 /// Tokens of an item that is fastest when all sequences of a cache decode, each with so many compressed tokens. Refuses
@@ -50,6 +50,7 @@ pub(crate) fn attend_split(device: &Device, config: &CacheConfig, max_len: usize
         q_heads: config.q_heads,
         kv_heads: config.kv_heads,
         dim,
+        tiles: pages.tiles(dim),
         max_len,
         max_dense: 0,
         split_tokens: None,
@@ -65,38 +66,35 @@ pub(crate) fn attend_formats(k: &PageFormat, v: &PageFormat) -> Result<Pages> {
         let supported = format!("{}, that of k, on the CUDA backend", k.head_dim());
         return Err(Error::unsupported("v.head_dim", v.head_dim(), supported));
     }
-    Pages::of(["k.value_type", "v.value_type"], [*k, *v])
+    Pages::of("v.value_type", [*k, *v])
 }
 
-/// Pages that kernels differ by.
+/// What kernels differ by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pages {
-    /// Uniform ones of K and of V, or none.
-    Uniform,
-    /// Ragged ones of K or V.
-    Ragged,
-    /// Uniform ones with 8-bit values.
-    Scaled(ValueType),
+pub(crate) struct Pages {
+    /// Whether those of K or V are ragged.
+    ragged: bool,
+    /// The type of their values if these have 8 bits.
+    scaled: Option<ValueType>,
 }
 
 impl Pages {
-    /// Those of K and V; `arguments` name their value types.
-    fn of(arguments: [&'static str; 2], [k, v]: [PageFormat; 2]) -> Result<Self> {
+    const NONE: Self = Self { ragged: false, scaled: None };
+
+    /// Those of K and V; `v_argument` names the value type of V.
+    fn of(v_argument: &'static str, [k, v]: [PageFormat; 2]) -> Result<Self> {
         let values = k.value_type();
         if values != v.value_type() {
             let supported = format!("{values}, the value type of K, on the CUDA backend");
-            return Err(Error::unsupported(arguments[1], v.value_type(), supported));
+            return Err(Error::unsupported(v_argument, v.value_type(), supported));
         }
         let ragged = k.keep().is_none() || v.keep().is_none();
-        match values.is_scaled() {
-            true if ragged => {
-                let supported = "f16, bf16 for ragged pages on the CUDA backend";
-                Err(Error::unsupported(arguments[0], values, supported))
-            }
-            true => Ok(Self::Scaled(values)),
-            false if ragged => Ok(Self::Ragged),
-            false => Ok(Self::Uniform),
-        }
+        Ok(Self { ragged, scaled: Some(values).filter(|values| values.is_scaled()) })
+    }
+
+    /// Query rows of the tiles that there are kernels for, smallest first.
+    fn tiles(self, dim: usize) -> &'static [u32] {
+        if self.ragged && self.scaled.is_some() { &RAGGED_SCALED_ROWS } else { attend_rows(dim) }
     }
 }
 
@@ -107,10 +105,10 @@ fn types(args: &Attend<'_>, shapes: &Shapes) -> Result<(Pages, DType)> {
         let supported = format!("{}, the dim of q, on the CUDA backend", shapes.k_dim);
         return Err(Error::unsupported("out.dim", shapes.v_dim, supported));
     }
-    let mut pages = Pages::Uniform;
+    let mut pages = Pages::NONE;
     if let Some(compressed) = &args.compressed {
         let formats = [&compressed.k, &compressed.v].map(|pool| pool.layout.format);
-        pages = Pages::of(["compressed.k.value_type", "compressed.v.value_type"], formats)?;
+        pages = Pages::of("compressed.v.value_type", formats)?;
         if let Some(dtype) = formats[0].value_type().dtype() {
             return Ok((pages, dtype));
         }
@@ -144,19 +142,20 @@ impl AttendKernel {
         let mut tiles = 8 * dim;
         for format in formats {
             let rows = Rows::new(format)?;
-            let uniform = TILE_TOKENS * rows.shared_row_bytes as usize;
             let pages_of_tile = if format.page_tokens() < TILE_TOKENS { 2 } else { 1 };
-            tiles += match pages {
-                Pages::Uniform => uniform,
-                Pages::Ragged => RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize,
-                Pages::Scaled(_) => SCALE_BYTES + uniform,
+            tiles += if pages.ragged {
+                RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize
+            } else {
+                TILE_TOKENS * rows.shared_row_bytes as usize
             };
+            tiles += if pages.scaled.is_some() { SCALE_BYTES } else { 0 };
         }
-        let rows = tile_rows(dim, query_rows);
-        let kernel = match pages {
-            Pages::Uniform => Kernel::Typed(Family::Attend(rows), dtype, dim),
-            Pages::Ragged => Kernel::Typed(Family::AttendRagged(rows), dtype, dim),
-            Pages::Scaled(values) => Kernel::AttendScaled(values, dim, rows),
+        let rows = tile_rows(pages.tiles(dim), query_rows);
+        let kernel = match (pages.scaled, pages.ragged) {
+            (None, false) => Kernel::Typed(Family::Attend(rows), dtype, dim),
+            (None, true) => Kernel::Typed(Family::AttendRagged(rows), dtype, dim),
+            (Some(values), false) => Kernel::AttendScaled(values, dim, rows),
+            (Some(values), true) => Kernel::AttendRaggedScaled(values, dim, rows),
         };
         let shared_bytes = (ATTEND_WARPS * tiles + 2 * dim + 16).max(Self::result_bytes(dim, rows));
         Ok(Self { kernel, shared_bytes })
@@ -179,7 +178,7 @@ impl AttendKernel {
     }
 }
 
-fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes, resident: usize) -> Result<Plan> {
+fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes, pages: Pages, resident: usize) -> Result<Plan> {
     let tokens = |dense: &Option<Dense<'_>>| dense.as_ref().map_or(0, |d| d.k.shape.tokens);
     Plan::new(&Bounds {
         batch: shapes.batch,
@@ -188,6 +187,7 @@ fn plan(device: &Device, args: &Attend<'_>, shapes: &Shapes, resident: usize) ->
         q_heads: shapes.q_heads,
         kv_heads: shapes.kv_heads,
         dim: shapes.k_dim,
+        tiles: pages.tiles(shapes.k_dim),
         max_len: args.compressed.as_ref().map_or(0, |c| c.sequences.max_len),
         max_dense: tokens(&args.sinks).max(tokens(&args.window)),
         split_tokens: args.split_tokens,
@@ -257,7 +257,7 @@ impl Rows {
             row_bytes,
             shared_row_bytes: if apart { row_bytes + 16 } else { row_bytes },
             row_shift: if apart { (row_bytes / 16).ilog2() as i32 } else { 31 },
-            run_bytes: int32("capacity", (value_bytes * run_values + 14).next_multiple_of(16))?,
+            run_bytes: int32("capacity", (value_bytes * run_values + 16 - value_bytes).next_multiple_of(16))?,
         })
     }
 }
@@ -320,7 +320,7 @@ pub(crate) fn attend(
     let kernel = AttendKernel::new(pages, dtype, dim, query_rows, formats)?;
     // A cut that the caller fixes does not depend on them.
     let resident = if args.split_tokens.is_some() { 1 } else { kernel.resident(device)? };
-    let plan = plan(device, args, shapes, resident)?;
+    let plan = plan(device, args, shapes, pages, resident)?;
 
     let argument = "workspace";
     let scratch = device.write::<u8>(argument, &mut workspace, plan.workspace)?;
@@ -387,15 +387,14 @@ pub(crate) fn attend(
         };
         Ok((kernel.kernel, shape, AttendParams { first_item: first as i32, ..params }))
     };
-    let launches = match pages {
-        Pages::Uniform | Pages::Ragged => [Some(launch(kernel, 0, plan.items)?), None],
-        Pages::Scaled(_) => {
-            // Dense tokens have 16-bit values. Where the device can, both launches run side by side.
-            let dense = plan.dense_items;
-            let mut compressed = launch(kernel, dense, plan.items - dense)?;
-            compressed.1.overlaps_previous = device.overlaps() && dense > 0;
-            [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), 0, dense)?), Some(compressed)]
-        }
+    let launches = if pages.scaled.is_none() {
+        [Some(launch(kernel, 0, plan.items)?), None]
+    } else {
+        // Dense tokens have 16-bit values. Where the device can, both launches run side by side.
+        let dense = plan.dense_items;
+        let mut compressed = launch(kernel, dense, plan.items - dense)?;
+        compressed.1.overlaps_previous = device.overlaps() && dense > 0;
+        [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), 0, dense)?), Some(compressed)]
     };
 
     let out = args.out.shape;

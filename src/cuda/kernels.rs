@@ -49,6 +49,8 @@ pub(super) enum Kernel {
     Typed(Family, DType, usize),
     /// Attention over uniform pages with values of this 8-bit type and head dimension, with tiles of so many query rows.
     AttendScaled(ValueType, usize, u32),
+    /// As [`Kernel::AttendScaled`], where K or V has ragged pages.
+    AttendRaggedScaled(ValueType, usize, u32),
     Combine,
     Merge,
     Copy,
@@ -64,6 +66,9 @@ pub(super) enum Kernel {
 pub(super) fn attend_rows(dim: usize) -> &'static [u32] {
     if dim == 256 { &[4, 8] } else { &[4, 8, 16] }
 }
+
+/// As [`attend_rows`], of [`Kernel::AttendRaggedScaled`] at any head dimension.
+pub(super) const RAGGED_SCALED_ROWS: [u32; 1] = [8];
 
 impl Kernel {
     fn all() -> Vec<Self> {
@@ -83,13 +88,19 @@ impl Kernel {
         for values in [ValueType::E4m3, ValueType::Int8] {
             for dim in HEAD_DIMS {
                 all.extend(attend_rows(dim).iter().map(|&rows| Self::AttendScaled(values, dim, rows)));
+                all.extend(RAGGED_SCALED_ROWS.map(|rows| Self::AttendRaggedScaled(values, dim, rows)));
             }
         }
         all
     }
 
     fn needs_shared_memory(self) -> bool {
-        matches!(self, Self::Typed(Family::Attend(_) | Family::AttendRagged(_), ..) | Self::AttendScaled(..))
+        self.is_scaled() || matches!(self, Self::Typed(Family::Attend(_) | Family::AttendRagged(_), ..))
+    }
+
+    /// Whether it attends over 8-bit values.
+    fn is_scaled(self) -> bool {
+        matches!(self, Self::AttendScaled(..) | Self::AttendRaggedScaled(..))
     }
 
     /// The file of `csrc/kernels` that defines it.
@@ -101,6 +112,8 @@ impl Kernel {
             Self::QueryWeights | Self::ChannelScores | Self::ChooseChannels | Self::TokenWeights => "score",
             Self::AttendScaled(ValueType::E4m3, ..) => "attend_e4m3",
             Self::AttendScaled(..) => "attend_int8",
+            Self::AttendRaggedScaled(ValueType::E4m3, ..) => "attend_ragged_e4m3",
+            Self::AttendRaggedScaled(..) => "attend_ragged_int8",
             Self::Typed(family, dtype, _) => match (family, dtype) {
                 (Family::Append | Family::AppendWeighted, _) => "append",
                 (Family::PruneToken | Family::PruneChannel, _) => "prune",
@@ -132,6 +145,9 @@ impl fmt::Display for Kernel {
             Self::TokenWeights => return f.write_str("mst_token_weights"),
             Self::AttendScaled(values, dim, rows) => {
                 return write!(f, "mst_attend_{values}_d{dim}_r{rows}");
+            }
+            Self::AttendRaggedScaled(values, dim, rows) => {
+                return write!(f, "mst_attend_ragged_{values}_d{dim}_r{rows}");
             }
             Self::Typed(family, dtype, dim) => (family, dtype, dim),
         };
@@ -202,8 +218,7 @@ impl Kernels {
             // which a stream capture does not survive.
             unsafe { sys::cuFuncLoad(function) }.result().map_err(error("cuFuncLoad"))?;
             if kernel.needs_shared_memory() {
-                let all = matches!(kernel, Kernel::AttendScaled(..));
-                allow_shared_memory(function, shared_bytes, all)?;
+                allow_shared_memory(function, shared_bytes, kernel.is_scaled())?;
             }
             self.functions.insert(kernel, function);
         }

@@ -1,7 +1,6 @@
 //! How the work of `attend` is cut into blocks. A function of shapes and upper bounds alone, so that a captured graph
 //! stays valid whatever lengths it is replayed with.
 
-use super::kernels::attend_rows;
 use crate::error::{Error, Result};
 
 /// Tokens of a tile: a warp's step. Splits are multiples of it.
@@ -27,6 +26,8 @@ pub(super) struct Bounds {
     pub(super) q_heads: usize,
     pub(super) kv_heads: usize,
     pub(super) dim: usize,
+    /// Query rows of the tiles that there are kernels for, smallest first.
+    pub(super) tiles: &'static [u32],
     /// Compressed tokens of a sequence at most.
     pub(super) max_len: usize,
     /// Tokens of the longer of sinks and window at most.
@@ -61,18 +62,17 @@ struct Cut {
     results: usize,
 }
 
-/// Query rows of the tiles of the smallest kernel that takes `rows` at once, or of the largest there is.
-pub(super) fn tile_rows(dim: usize, rows: usize) -> u32 {
-    let kernels = attend_rows(dim);
-    let fitting = kernels.iter().copied().find(|n| rows <= *n as usize);
-    fitting.or(kernels.last().copied()).unwrap_or(1)
+/// Of `tiles`, query rows of each, the smallest that takes `rows` at once, or the largest there is.
+pub(super) fn tile_rows(tiles: &[u32], rows: usize) -> u32 {
+    let fitting = tiles.iter().copied().find(|n| rows <= *n as usize);
+    fitting.or(tiles.last().copied()).unwrap_or(1)
 }
 
 impl Plan {
     pub(super) fn new(b: &Bounds) -> Result<Self> {
         let overflow = || Error::Overflow { argument: "workspace" };
         let rows = b.max_q_len.checked_mul(b.q_heads / b.kv_heads).ok_or_else(overflow)?;
-        let tile_rows = tile_rows(b.dim, rows);
+        let tile_rows = tile_rows(b.tiles, rows);
         let row_tiles = rows.div_ceil(tile_rows as usize);
         let blocks = b.batch.checked_mul(b.kv_heads).and_then(|n| n.checked_mul(row_tiles));
         let blocks = blocks.ok_or_else(overflow)?.max(1);
@@ -118,6 +118,7 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::kernels::{RAGGED_SCALED_ROWS, attend_rows};
     use super::*;
     use proptest::prelude::*;
 
@@ -130,6 +131,7 @@ mod tests {
             q_heads: 32,
             kv_heads: 8,
             dim: 128,
+            tiles: attend_rows(128),
             max_len,
             max_dense: 0,
             split_tokens: None,
@@ -154,11 +156,18 @@ mod tests {
 
     #[test]
     fn the_smallest_kernel_that_fits_is_taken() {
-        for (q_len, dim, rows, tiles) in
-            [(1, 128, 4, 1), (2, 128, 8, 1), (3, 128, 16, 1), (5, 128, 16, 2), (3, 256, 8, 2)]
-        {
-            let plan = Plan::new(&Bounds { max_q_len: q_len, dim, ..bounds(1, 64) }).unwrap();
-            assert_eq!((plan.rows, plan.row_tiles), (rows, tiles), "{q_len} {dim}");
+        let [most, wide, ragged] = [attend_rows(128), attend_rows(256), &RAGGED_SCALED_ROWS];
+        for (q_len, tiles, rows, row_tiles) in [
+            (1, most, 4, 1),
+            (2, most, 8, 1),
+            (3, most, 16, 1),
+            (5, most, 16, 2),
+            (3, wide, 8, 2),
+            (1, ragged, 8, 1),
+            (3, ragged, 8, 2),
+        ] {
+            let plan = Plan::new(&Bounds { max_q_len: q_len, tiles, ..bounds(1, 64) }).unwrap();
+            assert_eq!((plan.rows, plan.row_tiles), (rows, row_tiles), "{q_len} {tiles:?}");
         }
     }
 
@@ -192,19 +201,23 @@ mod tests {
 
     fn any_bounds() -> impl Strategy<Value = Bounds> {
         let sizes = (1usize..40, 1usize..40, 1usize..9, 1usize..20, 0usize..70_000, 0usize..2000);
-        (sizes, 0usize..4, proptest::option::of(1usize..5000), 1usize..7).prop_map(
-            |((batch, max_q_len, kv_heads, group, max_len, max_dense), dim, split_tokens, resident)| Bounds {
-                batch,
-                total_q: batch * max_q_len,
-                max_q_len,
-                q_heads: kv_heads * group,
-                kv_heads,
-                dim: [64, 96, 128, 256][dim],
-                max_len,
-                max_dense,
-                split_tokens,
-                multiprocessors: 132,
-                resident,
+        (sizes, 0usize..4, any::<bool>(), proptest::option::of(1usize..5000), 1usize..7).prop_map(
+            |((batch, max_q_len, kv_heads, group, max_len, max_dense), dim, few, split_tokens, resident)| {
+                let dim = [64, 96, 128, 256][dim];
+                Bounds {
+                    batch,
+                    total_q: batch * max_q_len,
+                    max_q_len,
+                    q_heads: kv_heads * group,
+                    kv_heads,
+                    dim,
+                    tiles: if few { &RAGGED_SCALED_ROWS } else { attend_rows(dim) },
+                    max_len,
+                    max_dense,
+                    split_tokens,
+                    multiprocessors: 132,
+                    resident,
+                }
             },
         )
     }

@@ -131,7 +131,7 @@ pub fn attend_workspace(context: &Context, args: &Attend<'_>) -> Result<usize> {
 /// softcap not finite, workspace too small or misaligned; on the CPU `q_indptr`, lengths, rows, `first` or page numbers
 /// out of range, which CUDA trusts: it reads or writes wherever wrong ones lead. What pages hold is not checked:
 /// damaged ones give meaningless results but are never read outside their bytes ([`super::validate()`] checks them).
-/// On CUDA [`Error::Unsupported`] where K and V differ in value type or head_dim, and for ragged pages of 8-bit values.
+/// On CUDA [`Error::Unsupported`] where K and V differ in value type or head_dim.
 pub fn attend(context: &Context, stream: Stream, mut args: Attend<'_>, workspace: MemMut<'_>) -> Result<()> {
     stream.check(context)?;
     let shapes = checks::Shapes::new(&args)?;

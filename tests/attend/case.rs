@@ -1,6 +1,6 @@
 //! A batch for `attend` with everything around it poisoned, and what the reference says about it.
 
-use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, cuda_values, mem, run};
+use crate::common::{Dense, Dist, Layout, Paged, Pool, Rng, Table, attention, coarse, mem, run};
 use mustafar::ops::{self, Attend, Center, Compressed};
 use mustafar::reference::{Scoring, Token};
 use mustafar::{Context, DType, Error, Mem, PageFormat, Rows, Sequences, ValueType};
@@ -83,7 +83,7 @@ impl Spec {
     /// The nearest batch that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (dim, page_tokens) = (self.k_dim(), self.v.page_tokens());
-        let values = cuda_values([self.k, self.v]);
+        let values = self.k.value_type();
         let dtype = values.dtype().unwrap_or(DType::F16);
         let like_k = |format: PageFormat| match format.keep() {
             Some(keep) => uniform(values, dim, page_tokens, keep.min(dim)),

@@ -1,7 +1,7 @@
 //! What drives a cache and its model in step.
 
 use super::Model;
-use crate::common::{Dense, Dist, Layout, Rng, cuda_values, device, run};
+use crate::common::{Dense, Dist, Layout, Rng, device, run};
 use mustafar::{
     Cache, CacheConfig, CacheQueries, CenterMode, Context, DType, PageFormat, SequenceId, Strategy, ValueType,
 };
@@ -29,7 +29,7 @@ pub fn small_config() -> CacheConfig {
 
 /// The nearest configuration that CUDA kernels serve: K and V of one type and head_dim.
 pub fn for_cuda(config: &CacheConfig) -> CacheConfig {
-    let values = cuda_values([config.k, config.v]);
+    let values = config.k.value_type();
     let like_k = |format: PageFormat| {
         let keep = format.keep().unwrap().min(config.k.head_dim());
         PageFormat::uniform(values, config.k.head_dim(), config.k.page_tokens(), keep).unwrap()

@@ -42,7 +42,7 @@ impl Step {
     /// The nearest step that CUDA kernels serve, and whose inputs they do not round.
     pub fn for_cuda(self) -> Self {
         let (page_tokens, dim) = (self.k.page_tokens(), self.k.head_dim());
-        let values = super::cuda_values([self.k, self.v]);
+        let values = self.k.value_type();
         let dtype = values.dtype().unwrap_or(DType::F16);
         let like_k = |format: PageFormat| match format.keep() {
             Some(keep) => PageFormat::uniform(values, dim, page_tokens, keep.min(dim)),

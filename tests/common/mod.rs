@@ -50,20 +50,6 @@ pub fn contexts(threads: &[usize]) -> Vec<Context> {
     cpu_contexts(threads).into_iter().chain(device::cuda().cloned()).collect()
 }
 
-/// As [`contexts`], those that attend to pages of this format.
-pub fn contexts_for(format: PageFormat, threads: &[usize]) -> Vec<Context> {
-    if cuda_values([format; 2]) == format.value_type() { contexts(threads) } else { cpu_contexts(threads) }
-}
-
-/// The value type of K and V nearest to that of the first of these formats with which CUDA attends to both.
-pub fn cuda_values(formats: [PageFormat; 2]) -> ValueType {
-    let ragged = formats.iter().any(|format| format.keep().is_none());
-    match formats[0].value_type() {
-        scaled if scaled.is_scaled() && ragged => ValueType::F16,
-        values => values,
-    }
-}
-
 /// The nearest number that f16, bf16 and float32 all hold. CUDA kernels round queries and dense tokens to the type of
 /// the pages; from numbers like these nothing is lost.
 pub fn coarse(x: f64) -> f64 {

@@ -73,7 +73,7 @@ fn pool_params(launch: &mut Launch, pool: &Pool) -> [usize; 2] {
     let shift = if apart { (row_bytes / 16).ilog2() as usize } else { 31 };
     let rows = format.page_tokens().min(32);
     let most = format.keep().map_or(format.capacity().min(rows * format.head_dim()), |keep| rows * keep);
-    let run_bytes = (value_bytes * most + 14).next_multiple_of(16);
+    let run_bytes = (value_bytes * most + 16 - value_bytes).next_multiple_of(16);
     let pages = launch.buffer(&pool.bytes);
     launch.pointer(Some(pages)).long(pool.layout.page_stride).long(pool.layout.head_stride);
     launch.int(row_bytes).int(format.values_offset()).int(shared_row_bytes).int(shift);
@@ -153,7 +153,9 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     let ragged = matches!(s.k, Keep::Ragged(_)) || matches!(s.v, Keep::Ragged(_));
     let scaled = s.values.is_scaled();
     let name = |kind: &str| format!("mst_attend_{kind}_d{}_r{}", s.dim, s.rows);
-    let kind = if ragged { format!("ragged_{}", s.dtype) } else { s.dtype.to_string() };
+    let pages = |values: String| if ragged { format!("ragged_{values}") } else { values };
+    let dense = s.dtype.to_string();
+    let kind = if scaled { dense } else { pages(dense) };
     let grid = [if scaled { dense_items } else { items }, KV_HEADS * row_tiles, batch];
     let mut attend = Launch::new(name(&kind), grid, 128);
     let slots = [pool_params(&mut attend, &k.pool), pool_params(&mut attend, &v.pool)];
@@ -179,7 +181,7 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len).int(items);
     let compressed = scaled.then(|| {
         let mut launch = attend.clone();
-        launch.kernel = name(&s.values.to_string());
+        launch.kernel = name(&pages(s.values.to_string()));
         launch.grid[0] = items - dense_items;
         launch.int(dense_items);
         launch
@@ -356,6 +358,20 @@ fn every_kernel_for_8_bit_values() {
     check(&setups);
 }
 
+#[test]
+fn every_ragged_kernel_for_8_bit_values() {
+    let mut setups = Vec::new();
+    for values in [ValueType::E4m3, ValueType::Int8] {
+        for dim in [64, 96, 128, 256] {
+            for _ in 0..2 {
+                let n = setups.len();
+                setups.push(Setup { values, ..ragged_setup(n, DTYPES[n % 2], dim, 8) });
+            }
+        }
+    }
+    check(&setups);
+}
+
 /// Infinities and NaN: in the channel they stand in, for the queries that see them, and nowhere else.
 #[test]
 fn non_finite_values_stay_in_their_channel() {
@@ -364,12 +380,12 @@ fn non_finite_values_stay_in_their_channel() {
         let dtype = DTYPES[n % 2];
         let few =
             Setup { lens: [1, 21, 9], split: 32, dist: Dist::NonFinite, ..ragged_setup(n, dtype, dim, 8) };
-        setups.push(few);
+        let values = [ValueType::E4m3, ValueType::Int8][n / 2];
+        setups.extend([few, Setup { values, ..few }]);
         let uniform = (Keep::Uniform(dim / 2), Keep::Uniform(dim - 1));
         let rows = [4, 8, 16, 8][n];
         let few = Setup { k: uniform.0, v: uniform.1, ..few };
         setups.push(Setup { rows, softcap: (n == 3).then_some(2.0), ..few });
-        let values = [ValueType::E4m3, ValueType::Int8][n / 2];
         setups.push(Setup { values, rows: rows.min(8), ..few });
     }
     check(&setups);
@@ -381,14 +397,17 @@ fn damaged_offsets_stay_inside() {
     let mut launches = Vec::new();
     for (n, page_tokens) in PAGE_SIZES.into_iter().enumerate() {
         let (dim, few) = ([64, 96, 128, 256][n], Keep::Ragged(3));
-        let setup = Setup { page_tokens, k: few, v: few, ..ragged_setup(0, DTYPES[n % 2], dim, 8) };
-        let attend = case(&mut rng, setup).attend;
+        let wide = Setup { page_tokens, k: few, v: few, ..ragged_setup(0, DTYPES[n % 2], dim, 8) };
+        let codes = Setup { values: [ValueType::E4m3, ValueType::Int8][n % 2], ..wide };
+        let launches_of = [case(&mut rng, wide).attend, case(&mut rng, codes).compressed.unwrap()];
         // The pages of K and V, the first two buffers, say anything.
         let damaged = |launch: &Launch, buffer: usize, rng: &mut Rng| {
             let bytes: Vec<u8> = launch.contents(buffer).iter().map(|_| rng.next() as u8).collect();
             launch.with_buffer(buffer, &bytes)
         };
-        launches.push(damaged(&damaged(&attend, 0, &mut rng), 1, &mut rng));
+        for launch in launches_of {
+            launches.push(damaged(&damaged(&launch, 0, &mut rng), 1, &mut rng));
+        }
     }
     run_damaged(&launches);
 }

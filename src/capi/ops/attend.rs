@@ -247,7 +247,7 @@ pub unsafe extern "C" fn mustafar_attend_workspace_size(
 ///         page numbers, which CUDA trusts: it reads or writes wherever wrong ones lead; INVALID_ARGUMENT for
 ///         shapes or dtypes that contradict each other, heads, scale and softcap; NULL_POINTER, MISALIGNED, OVERFLOW,
 ///         UNSUPPORTED, VERSION_MISMATCH as docs/c-api.md describes. On CUDA UNSUPPORTED where K and V differ in value
-///         type or head_dim, and for ragged pages of 8-bit values.
+///         type or head_dim.
 ///
 /// Async: CUDA yes, CPU no. Graph capture: yes. Workspace: mustafar_attend_workspace_size. Deterministic: yes, for the
 /// same instruction set or device, and see split_tokens. Thread-safe: yes, with a workspace each.
