@@ -11,7 +11,7 @@ pub enum Level {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, VL, VBMI2 and what [`Level::Avx2`] has.
+    /// AVX-512 F, BW, VL, VBMI2, VNNI and what [`Level::Avx2`] has.
     Avx512,
 }
 
@@ -59,6 +59,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vbmi2")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -71,7 +72,7 @@ impl fmt::Display for Level {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2+FMA+F16C",
-            Self::Avx512 => "AVX-512 (F, BW, VL, VBMI2)",
+            Self::Avx512 => "AVX-512 (F, BW, VL, VBMI2, VNNI)",
         })
     }
 }

@@ -35,7 +35,7 @@ fn compare(what: &str, case: &Case, got: &Results) {
 }
 
 fn tolerance(spec: &Spec, stored: DType, scale: f64) -> Tolerance {
-    Tolerance::of_attention(spec.coarse, spec.k, [spec.q, spec.dense.0], stored, scale)
+    Tolerance::of_attention(spec.coarse, [spec.k, spec.v], [spec.q, spec.dense.0], stored, scale)
 }
 
 /// Runs the batch on the CPU at every instruction level, and its nearest relative on the GPU.
@@ -85,6 +85,22 @@ fn every_distribution_in_8_bits() {
             let format = uniform(values, 128, 16, 39);
             let spec = Spec { dist, k: format, v: format, ..Spec::plain((6, 1), 128, 39, 500) };
             check(Spec { window: Some(vec![40]), ..spec });
+        }
+    }
+}
+
+#[test]
+fn queries_that_are_not_finite_or_tiny_meet_8_bit_values() {
+    for values in [ValueType::E4m3, ValueType::Int8] {
+        let format = uniform(values, 96, 16, 31);
+        for x in [f64::NAN, f64::INFINITY, 1e-35, 0.0] {
+            let spec = Spec { k: format, v: format, q: DType::F32, ..Spec::plain((4, 1), 96, 31, 75) };
+            each_backend(spec, |context, case| {
+                let mut case = Case::new(case.spec.clone());
+                let shape = case.q.shape;
+                case.q.set_row(0, 0, 2, &vec![x; shape.dim]);
+                compare(&format!("{context}, {values}, {x}"), &case, &case.run(context).unwrap());
+            });
         }
     }
 }

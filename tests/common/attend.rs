@@ -296,7 +296,7 @@ impl Scene {
 
     fn tolerance(&self, stored: DType, scale: f64) -> Tolerance {
         let types = [self.step.q_dtype, self.step.dense_dtype];
-        Tolerance::of_attention(self.step.coarse, self.step.k, types, stored, scale)
+        Tolerance::of_attention(self.step.coarse, [self.step.k, self.step.v], types, stored, scale)
     }
 
     fn check_with(&self, what: &str, out: &Dense, lse: &Dense, view: impl Fn(f64) -> f64) {

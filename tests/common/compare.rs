@@ -1,6 +1,6 @@
 //! Comparison with the float64 reference.
 
-use mustafar::{DType, PageFormat};
+use mustafar::{DType, PageFormat, ValueType};
 
 /// How far a result may be from the reference. `docs/testing.md` derives the numbers.
 #[derive(Debug, Clone, Copy)]
@@ -35,14 +35,28 @@ impl Tolerance {
 }
 
 impl Tolerance {
-    /// For attention over values of `types`, on CUDA if they are [`super::coarse`].
-    pub fn of_attention(coarse: bool, k: PageFormat, types: [DType; 2], stored: DType, scale: f64) -> Self {
-        let pages_and_dense = types.map(Some).into_iter().chain([k.value_type().dtype()]);
+    /// For attention over pages of K and V and values of `types`, on CUDA if they are [`super::coarse`].
+    pub fn of_attention(
+        coarse: bool,
+        pages: [PageFormat; 2],
+        types: [DType; 2],
+        stored: DType,
+        scale: f64,
+    ) -> Self {
+        let pages_and_dense = types.map(Some).into_iter().chain([pages[0].value_type().dtype()]);
         let has_bf16 = pages_and_dense.into_iter().any(|dtype| dtype == Some(DType::Bf16));
         match coarse {
             true if has_bf16 => Self::on_cuda(DType::Bf16, stored, scale),
             true => Self::on_cuda(DType::F16, stored, scale),
-            false => Self::new(stored, scale),
+            false => Self::new(stored, scale).over(&pages, scale),
+        }
+    }
+
+    /// For an operation on `pages`: what meets int8 values may be rounded.
+    pub fn over(self, pages: &[PageFormat], scale: f64) -> Self {
+        match pages.iter().any(|page| page.value_type() == ValueType::Int8) {
+            true => self.with_inputs_rounded_to(2f64.powi(-13), scale),
+            false => self,
         }
     }
 
@@ -50,12 +64,15 @@ impl Tolerance {
     /// they meet the tensor cores. Queries and dense tokens are too; see [`super::coarse`].
     pub fn on_cuda(values: DType, stored: DType, scale: f64) -> Self {
         let unit = if values == DType::Bf16 { 2f64.powi(-8) } else { 2f64.powi(-11) };
-        let base = Self::new(stored, scale);
+        Self::new(stored, scale).with_inputs_rounded_to(unit, scale)
+    }
+
+    fn with_inputs_rounded_to(self, unit: f64, scale: f64) -> Self {
         Self {
-            abs: base.abs + 4.0 * unit * scale,
-            rel: base.rel + unit,
-            cosine: base.cosine + 4.0 * unit * unit,
-            ..base
+            abs: self.abs + 4.0 * unit * scale,
+            rel: self.rel + unit,
+            cosine: self.cosine + 4.0 * unit * unit,
+            ..self
         }
     }
 }

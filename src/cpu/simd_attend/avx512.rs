@@ -1,7 +1,8 @@
-//! AVX-512 F, BW and VBMI2. 32 channels at a time: one `vpexpandw` and two conversions make two vectors of float32.
+//! AVX-512 F, BW and VBMI2. 32 channels at a time: expansion and two conversions make two vectors of float32. Rows of int8
+//! values mostly go through [`avx512_int8`] instead.
 
 use super::ahead::{Ahead, STEP_ROWS};
-use super::{BLOCK, Block, Encoding, Row, Softmax, portable};
+use super::{BLOCK, Block, Encoding, Row, Softmax, avx512_int8, portable};
 use crate::dtype::{DType, ValueType};
 use std::arch::x86_64::*;
 
@@ -10,9 +11,9 @@ const STEP: usize = 32;
 
 /// Where the next channels of a row come from.
 #[derive(Clone, Copy)]
-struct Cursor {
-    bits: *const u8,
-    values: *const u8,
+pub(super) struct Cursor {
+    pub(super) bits: *const u8,
+    pub(super) values: *const u8,
 }
 
 /// How rows are read. The methods are inlined into functions that enable the instructions.
@@ -20,7 +21,7 @@ struct Cursor {
 /// # Safety
 /// Of all methods: the processor has the instructions of this file, rows are as [`Row`] promises, and a cursor
 /// yields at most the channels of its row.
-trait Source {
+pub(super) trait Source {
     /// Whether rows have a scale, by which what `next` yields is still to be multiplied.
     const SCALED: bool = false;
     /// A cursor at `channel`, a multiple of 64.
@@ -31,7 +32,7 @@ trait Source {
 
 struct Packed<const BF16: bool>;
 struct PackedE4m3;
-struct PackedInt8;
+pub(super) struct PackedInt8;
 struct DenseHalf<const BF16: bool>;
 struct DenseFloat;
 
@@ -76,7 +77,7 @@ unsafe fn expand16(bits: u16, values: *const u8) -> __m256i {
 
 /// A cursor of a packed row of values of `bytes` bytes.
 #[inline(always)]
-unsafe fn packed_at(row: &Row, channel: usize, bytes: usize) -> Cursor {
+pub(super) unsafe fn packed_at(row: &Row, channel: usize, bytes: usize) -> Cursor {
     // SAFETY: `channel / 8` bytes of bitmap lie before the channel; at most `channel` values do.
     unsafe {
         let words = row.bits.cast::<u64>();
@@ -219,13 +220,16 @@ macro_rules! by_source {
     };
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx512vnni,popcnt")]
 pub(super) fn dot(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
+    if block.encoding == Encoding::Packed(ValueType::Int8) {
+        return avx512_int8::dot(block, q, scores, ahead);
+    }
     by_source!(block, dot_source(block, q, scores, ahead));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
+pub(super) fn dot_source<S: Source>(block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
     for (q, scores) in q.chunks(4 * block.dim).zip(scores.chunks_mut(4 * BLOCK)) {
         match q.len() / block.dim {
             1 => dot_heads::<S, 1>(block, q, scores, ahead),
@@ -303,13 +307,21 @@ fn horizontal(x: &[__m512; 4]) -> __m128 {
     _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx512vnni,popcnt")]
 pub(super) fn weighted_sum(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
+    if block.encoding == Encoding::Packed(ValueType::Int8) {
+        return avx512_int8::weighted_sum(block, weights, sums, ahead);
+    }
     by_source!(block, sum_source(block, weights, sums, ahead));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-fn sum_source<S: Source>(block: &Block<'_>, weights: &[f32], sums: &mut [f32], ahead: &mut Ahead<'_>) {
+pub(super) fn sum_source<S: Source>(
+    block: &Block<'_>,
+    weights: &[f32],
+    sums: &mut [f32],
+    ahead: &mut Ahead<'_>,
+) {
     for (weights, sums) in weights.chunks(4 * BLOCK).zip(sums.chunks_mut(4 * block.dim)) {
         match sums.len() / block.dim {
             1 => sum_heads::<S, 1>(block, weights, sums, ahead),

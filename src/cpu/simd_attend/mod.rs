@@ -9,6 +9,8 @@ mod ahead;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_int8;
 mod portable;
 
 pub(crate) use ahead::Ahead;
@@ -29,7 +31,7 @@ pub(crate) const BLOCK: usize = 64;
 pub(crate) const MAX_DIM: usize = 256;
 
 /// Readable bytes behind the last kept value of a packed row: as many as any load takes at once.
-pub(crate) const PAD_BYTES: usize = 32;
+pub(crate) const PAD_BYTES: usize = 64;
 
 /// How the rows of a block store their elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +190,9 @@ macro_rules! dispatch {
 }
 
 /// The loops at one instruction level. Exists only for levels that the processor has.
+///
+/// Sums are of float32 products, but that AVX-512 may round what meets int8 values to 16 bits: queries to half of 2^-15
+/// of the largest of their row, weights (times scales) to half of 2^-16 of the largest of their row in a block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Simd(Level);
 
