@@ -1,4 +1,4 @@
-// attend where K or V are ragged e4m3 pages: mst_attend_ragged_e4m3_d<head_dim>_r8, see
+// attend where K or V are ragged e4m3 pages: mst_attend_ragged_e4m3_d<head_dim>_r<rows>, see
 // mustafar/attend_codes.cuh and mustafar/ragged_codes.cuh.
 #include "mustafar/attend_codes.cuh"
 #include "mustafar/ragged_codes.cuh"
@@ -12,9 +12,9 @@
     mustafar::attend_codes<dim, rows, Codes, mustafar::RaggedCodePages<dim, Codes>>(p);           \
   }
 
-// Kernels for 8 rows alone: compiling one takes long, and for 4 rows it is nearly as fast as one of its own.
-#define MST_VARIANT_f16(dim) MST_ATTEND(dim, 8)
+#define MST_VARIANT_f16(dim) MST_ATTEND_FEW(dim)
 #define MST_VARIANT_bf16(dim)
 #define MST_VARIANT(type, dim) MST_VARIANT_##type(dim)
+#include "mustafar/attend_rows.inc"
 #include "variants.inc"
 #undef MST_VARIANT

@@ -55,8 +55,8 @@ struct DenseParams {
 // items from dense_items on only. The first number of bytes is
 //   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
 //
-// attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r8: the same where K or
-// V or both are ragged pages. The first number of bytes is
+// attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r<kRows>: the same where
+// K or V or both are ragged pages. The first number of bytes is
 //   4 * (8 * dim + 128 + 512 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16.
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and

@@ -3,7 +3,7 @@
 
 use super::Device;
 use super::args::{int32, int64, stride};
-use super::kernels::{Family, Kernel, LaunchShape, RAGGED_SCALED_ROWS, attend_rows, grid_rows};
+use super::kernels::{Family, Kernel, LaunchShape, attend_rows, grid_rows, ragged_scaled_rows};
 use super::params::{AttendParams, AttendPool, CombineParams, DenseParams, SequencesParams};
 use super::plan::{Bounds, Plan, TILE_TOKENS, tile_rows};
 use crate::backend::Stream;
@@ -94,7 +94,7 @@ impl Pages {
 
     /// Query rows of the tiles that there are kernels for, smallest first.
     fn tiles(self, dim: usize) -> &'static [u32] {
-        if self.ragged && self.scaled.is_some() { &RAGGED_SCALED_ROWS } else { attend_rows(dim) }
+        if self.ragged && self.scaled.is_some() { ragged_scaled_rows(dim) } else { attend_rows(dim) }
     }
 }
 

@@ -67,8 +67,10 @@ pub(super) fn attend_rows(dim: usize) -> &'static [u32] {
     if dim == 256 { &[4, 8] } else { &[4, 8, 16] }
 }
 
-/// As [`attend_rows`], of [`Kernel::AttendRaggedScaled`] at any head dimension.
-pub(super) const RAGGED_SCALED_ROWS: [u32; 1] = [8];
+/// As [`attend_rows`], of [`Kernel::AttendRaggedScaled`].
+pub(super) fn ragged_scaled_rows(dim: usize) -> &'static [u32] {
+    if dim == 128 { &[4, 8] } else { &[8] }
+}
 
 impl Kernel {
     fn all() -> Vec<Self> {
@@ -88,7 +90,8 @@ impl Kernel {
         for values in [ValueType::E4m3, ValueType::Int8] {
             for dim in HEAD_DIMS {
                 all.extend(attend_rows(dim).iter().map(|&rows| Self::AttendScaled(values, dim, rows)));
-                all.extend(RAGGED_SCALED_ROWS.map(|rows| Self::AttendRaggedScaled(values, dim, rows)));
+                let ragged = ragged_scaled_rows(dim).iter();
+                all.extend(ragged.map(|&rows| Self::AttendRaggedScaled(values, dim, rows)));
             }
         }
         all

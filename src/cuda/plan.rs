@@ -118,7 +118,7 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::kernels::{RAGGED_SCALED_ROWS, attend_rows};
+    use super::super::kernels::{attend_rows, ragged_scaled_rows};
     use super::*;
     use proptest::prelude::*;
 
@@ -156,15 +156,15 @@ mod tests {
 
     #[test]
     fn the_smallest_kernel_that_fits_is_taken() {
-        let [most, wide, ragged] = [attend_rows(128), attend_rows(256), &RAGGED_SCALED_ROWS];
+        let [most, wide, few] = [attend_rows(128), attend_rows(256), ragged_scaled_rows(64)];
         for (q_len, tiles, rows, row_tiles) in [
             (1, most, 4, 1),
             (2, most, 8, 1),
             (3, most, 16, 1),
             (5, most, 16, 2),
             (3, wide, 8, 2),
-            (1, ragged, 8, 1),
-            (3, ragged, 8, 2),
+            (1, few, 8, 1),
+            (3, few, 8, 2),
         ] {
             let plan = Plan::new(&Bounds { max_q_len: q_len, tiles, ..bounds(1, 64) }).unwrap();
             assert_eq!((plan.rows, plan.row_tiles), (rows, row_tiles), "{q_len} {tiles:?}");
@@ -211,7 +211,7 @@ mod tests {
                     q_heads: kv_heads * group,
                     kv_heads,
                     dim,
-                    tiles: if few { &RAGGED_SCALED_ROWS } else { attend_rows(dim) },
+                    tiles: if few { ragged_scaled_rows(dim) } else { attend_rows(dim) },
                     max_len,
                     max_dense,
                     split_tokens,
