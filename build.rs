@@ -131,13 +131,12 @@ fn write_variants(out: &Path) -> Result<(), String> {
 
 /// Compiles every kernel file, as many at once as cargo allows. Returns their names, sorted.
 fn compile_all(nvcc: &Path, archs: &[u32], out: &Path) -> Result<Vec<String>, String> {
-    let mut sources: Vec<PathBuf> = fs::read_dir("csrc/kernels")
-        .map_err(|e| format!("csrc/kernels: {e}"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
-        .collect();
+    let mut sources = files("csrc/kernels")?;
+    sources.retain(|path| path.extension().is_some_and(|e| e == "cu"));
     sources.sort();
-    let queue = Mutex::new(sources.clone());
+    let ptx = ptx_steps()?;
+    // In the order of their names: attention, which takes longest, comes early and does not end up as the last to run.
+    let queue = Mutex::new(sources.iter());
     let failures = Mutex::new(Vec::new());
     let jobs = env::var("NUM_JOBS")
         .ok()
@@ -147,8 +146,9 @@ fn compile_all(nvcc: &Path, archs: &[u32], out: &Path) -> Result<Vec<String>, St
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(source) = queue.lock().ok().and_then(|mut q| q.pop()) {
-                    if let (Err(e), Ok(mut all)) = (compile(nvcc, archs, &source, out), failures.lock()) {
+                while let Some(source) = queue.lock().ok().and_then(|mut q| q.next()) {
+                    if let (Err(e), Ok(mut all)) = (compile(nvcc, archs, &ptx, source, out), failures.lock())
+                    {
                         all.push(e);
                     }
                 }
@@ -162,18 +162,48 @@ fn compile_all(nvcc: &Path, archs: &[u32], out: &Path) -> Result<Vec<String>, St
     Ok(sources.iter().filter_map(|s| Some(s.file_stem()?.to_str()?.to_owned())).collect())
 }
 
+/// The architectures from which on PTX differs: the first of [`ARCHS`], and what `csrc` compares `__CUDA_ARCH__` with. PTX
+/// takes nvcc about half of its time, so the architectures between two steps share that of the lower one.
+fn ptx_steps() -> Result<Vec<u32>, String> {
+    let mut steps = vec![ARCHS[0]];
+    for path in [files("csrc/kernels")?, files("csrc/mustafar")?].concat() {
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        for condition in text.replace("defined(__CUDA_ARCH__)", "").split("__CUDA_ARCH__").skip(1) {
+            let bound = condition.strip_prefix(" >= ").or(condition.strip_prefix(" < "));
+            let digits = bound.and_then(|text| text.split(|c: char| !c.is_ascii_digit()).next());
+            match digits.and_then(|digits| digits.parse::<u32>().ok()) {
+                Some(number) => steps.push(number / 10),
+                None => {
+                    return Err(format!(
+                        "{}: compare __CUDA_ARCH__ with a number, by >= or <",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    Ok(steps)
+}
+
+fn files(dir: &str) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(dir).map_err(|e| format!("{dir}: {e}"))?;
+    Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+}
+
 /// One `.cu` to one fatbin. Warnings and register spills are errors; what ptxas says of registers and memory is kept
 /// beside the fatbin as `NAME.ptxas`.
-fn compile(nvcc: &Path, archs: &[u32], source: &Path, out: &Path) -> Result<(), String> {
+fn compile(nvcc: &Path, archs: &[u32], ptx: &[u32], source: &Path, out: &Path) -> Result<(), String> {
     let name = source.file_stem().and_then(|s| s.to_str()).ok_or("kernel file name is not UTF-8")?;
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Werror", "all-warnings", "--compress-mode=balance"]);
     command.args(["-Xptxas", "-v,-warn-spills,-warn-lmem-usage"]);
     command.arg("-Icsrc").arg("-I").arg(out);
+    let ptx_of = |arch: u32| ptx.iter().copied().filter(|step| *step <= arch).max().unwrap_or(ARCHS[0]);
     for arch in archs {
-        command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        command.arg(format!("-gencode=arch=compute_{},code=sm_{arch}", ptx_of(*arch)));
     }
-    command.arg(format!("-gencode=arch=compute_{0},code=compute_{0}", archs.first().unwrap_or(&ARCHS[0])));
+    let first = ptx_of(archs.first().copied().unwrap_or(ARCHS[0]));
+    command.arg(format!("-gencode=arch=compute_{first},code=compute_{first}"));
     command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(source);
     let result = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
     let text = String::from_utf8_lossy(&result.stderr);
