@@ -52,15 +52,12 @@ pub(crate) fn push_rows<'a>(
             let bits = &bitmap[row * format.bitmap_row_bytes()..][..format.bitmap_row_bytes()];
             let scale = scales.map_or(1.0, |scales| scale(&scales[2 * row..]));
             let values = &values[start * value_bytes..];
-            let kept: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-            let reach = kept as usize * value_bytes + PAD_BYTES;
-            if values.len() >= reach {
-                block.push_packed(bits, scale, values);
-            } else {
-                let (copy, rest) = std::mem::take(&mut tail).split_at_mut(reach);
-                let bytes = len.min(kept as usize) * value_bytes;
+            if let Err(needed) = block.push_packed(bits, scale, values) {
+                let (copy, rest) = std::mem::take(&mut tail).split_at_mut(needed);
+                let bytes = (len * value_bytes).min(needed - PAD_BYTES);
                 copy[..bytes].copy_from_slice(&values[..bytes]);
-                block.push_packed(bits, scale, copy);
+                let copied = block.push_packed(bits, scale, copy);
+                debug_assert!(copied.is_ok(), "a copy has as many bytes as the row needs");
                 tail = rest;
             }
         }

@@ -91,12 +91,16 @@ impl<'a> Block<'a> {
     }
 
     /// Adds a packed row: its bitmap, its scale (1 if there is none), and its values with at least [`PAD_BYTES`] more
-    /// behind them.
-    pub(crate) fn push_packed(&mut self, bits: &'a [u8], scale: f32, values: &'a [u8]) {
-        let bits = &bits[..self.dim / 8];
-        let count: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-        assert!(values.len() >= count as usize * self.encoding.bytes() + PAD_BYTES, "short row");
+    /// behind them. If `values` is shorter, nothing is added, and the error is how many bytes it takes.
+    pub(crate) fn push_packed(&mut self, bits: &'a [u8], scale: f32, values: &'a [u8]) -> Result<(), usize> {
+        let words = bits[..self.dim / 8].as_chunks::<4>().0;
+        let kept: u32 = words.iter().map(|word| u32::from_le_bytes(*word).count_ones()).sum();
+        let needed = kept as usize * self.encoding.bytes() + PAD_BYTES;
+        if values.len() < needed {
+            return Err(needed);
+        }
         self.push(Encoding::is_packed, (bits.as_ptr(), 0), (values.as_ptr(), 0), |_| scale, 1);
+        Ok(())
     }
 
     /// Adds `n` packed rows whose bitmaps and scales lie back to back and whose values start every `stride` bytes.
