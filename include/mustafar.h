@@ -150,7 +150,7 @@ enum mustafar_speed
  {
     /** Faster than dense. */
     MUSTAFAR_SPEED_FASTER = 1,
-    /** Within a tenth of dense; which of the two is faster depends on machine and shape. */
+    /** Within about a tenth of dense; which of the two is faster depends on machine and shape. */
     MUSTAFAR_SPEED_EVEN = 2,
     /** Slower than dense, on some of the machines measured if not on all. */
     MUSTAFAR_SPEED_SLOWER = 3,

@@ -18,7 +18,7 @@ use std::fmt;
 pub enum Speed {
     /// Faster than dense.
     Faster = 1,
-    /// Within a tenth of dense; which of the two is faster depends on machine and shape.
+    /// Within about a tenth of dense; which of the two is faster depends on machine and shape.
     Even = 2,
     /// Slower than dense, on some of the machines measured if not on all.
     Slower = 3,
@@ -43,9 +43,9 @@ const fn limits(level: Option<Level>, values: ValueType) -> [usize; 2] {
     match (level, values) {
         (None, ValueType::F16 | ValueType::Bf16) => [96, 105],
         (None, ValueType::E4m3 | ValueType::Int8) => [NEVER, NEVER],
-        (Some(Level::Avx512), ValueType::Int8) => [0, 103],
-        (Some(Level::Avx512), _) => [0, 64],
-        (Some(Level::Avx2 | Level::Portable), _) => [0, 0],
+        (Some(Level::Avx512), ValueType::Int8) => [64, 103],
+        (Some(Level::Avx512), ValueType::F16 | ValueType::Bf16) => [0, 64],
+        (Some(Level::Avx512), ValueType::E4m3) | (Some(Level::Avx2 | Level::Portable), _) => [0, 0],
     }
 }
 
