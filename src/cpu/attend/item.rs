@@ -181,13 +181,13 @@ impl Item {
     ) {
         let (k_dim, v_dim) = (host.shapes.k_dim, host.shapes.v_dim);
         let n = tokens.len();
-        let widen = rows.len() > DIRECT_ROWS;
+        let many = rows.len() > DIRECT_ROWS;
 
         let q = &scratch.q[rows.start * k_dim..rows.end * k_dim];
         let scores = &mut scratch.scores[rows.start * BLOCK..rows.end * BLOCK];
         let mut ahead = self.look_ahead(section, Side::K, next.clone());
         let keys = self.load(section, Side::K, tokens.clone(), k_dim, scratch.tail);
-        if widen {
+        if many && !simd.is_direct(keys.encoding()) {
             let keys = wide(simd, keys, scratch.wide, &mut ahead);
             simd.dot(&keys, q, scores, &mut ahead);
         } else {
@@ -214,7 +214,7 @@ impl Item {
         let sums = &mut running.sums[rows.start * v_dim..rows.end * v_dim];
         let mut ahead = self.look_ahead(section, Side::V, next);
         let values = self.load(section, Side::V, tokens, v_dim, scratch.tail);
-        if widen {
+        if many && !simd.is_direct(values.encoding()) {
             let values = wide(simd, values, scratch.wide, &mut ahead);
             simd.weighted_sum(&values, scores, sums, &mut ahead);
         } else {

@@ -22,7 +22,8 @@ use std::ops::Range;
 /// block; 16 keep their accumulators (16 KB at head_dim 256) in the L1 cache.
 const MAX_TILE_ROWS: usize = 16;
 
-/// Query rows up to which blocks are expanded in registers for each pass; above, a block is expanded once to float32.
+/// Query rows up to which blocks are expanded in registers for each pass; above, a block is expanded once to float32
+/// unless [`Simd::is_direct`].
 const DIRECT_ROWS: usize = 4;
 
 /// The workspace: partial results `[batch][tile][kv_head][split]`, then scratch of each thread.

@@ -206,6 +206,12 @@ impl Simd {
         Self(cpu.level)
     }
 
+    /// Whether rows of this encoding are so cheap to read that it never pays to write them in float32 first.
+    pub(crate) fn is_direct(self, encoding: Encoding) -> bool {
+        let cheap = matches!(encoding, Encoding::Dense(_) | Encoding::Packed(ValueType::Int8));
+        self.0 == Level::Avx512 && cheap
+    }
+
     /// `scores[h * BLOCK + t] = q[h] . row[t]`. `q` is `[heads, dim]`, `scores` `[heads, BLOCK]`; elements past
     /// `block.len()` are left in any state. Meanwhile `ahead` is brought into the cache, as in the loops below.
     pub(crate) fn dot(self, block: &Block<'_>, q: &[f32], scores: &mut [f32], ahead: &mut Ahead<'_>) {
