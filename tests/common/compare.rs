@@ -55,7 +55,7 @@ impl Tolerance {
     /// For an operation on `pages`: what meets int8 values may be rounded.
     pub fn over(self, pages: &[PageFormat], scale: f64) -> Self {
         match pages.iter().any(|page| page.value_type() == ValueType::Int8) {
-            true => self.with_inputs_rounded_to(2f64.powi(-13), scale),
+            true => self.with_inputs_rounded_to(2f64.powi(-11), scale),
             false => self,
         }
     }
