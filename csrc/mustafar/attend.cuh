@@ -16,6 +16,13 @@ constexpr int kBaseRegisters = 56;
 constexpr int kBaseRegisters = 52;
 #endif
 
+// What the function for dense tokens takes on top.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kDenseRegisters = 1;
+#else
+constexpr int kDenseRegisters = 0;
+#endif
+
 // CTAs per multiprocessor: as many as the register file has room for, by a formula that fits what the
 // compiler needs without spilling. More than four were not faster. `extra` registers are what the pages take
 // on top of uniform ones.
@@ -122,7 +129,7 @@ struct Warp {
   template <typename F>
   static __device__ __forceinline__ void each_score(Scores<kRows>& scores, F f) {
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
+    for (int m = 0; m < Rows<kRows>::kTokenTiles; ++m) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -151,7 +158,7 @@ struct Warp {
   // Sets to -inf what a row must not see of the tile at position `start`, and what is at or past `limit`.
   __device__ __forceinline__ void mask_scores(Scores<kRows>& scores, int start, int limit) const {
     each_score(scores, [&](float s, int m, int n, int i) {
-      const int position = start + 16 * m + g + 4 * (i & 2);
+      const int position = start + Rows<kRows>::token(m, i, g, t);
       const int end = view.end(view.row0 + Rows<kRows>::of_score(n, 2 * t + (i & 1)));
       return position < min(end, limit) && position >= view.begin(end) ? s : -INFINITY;
     });
@@ -186,7 +193,7 @@ struct Warp {
       Scores<kRows> scores;
       copy_wait<1>();
       __syncwarp();
-      score_tile<T, D, kRows>(typename Pages::Keys{p.k, key_slot, t, scratch}, q, key_center, scores, g);
+      score_tile<T, D, kRows>(typename Pages::Keys{p.k, key_slot, t, scratch}, q, key_center, scores, g, t);
       __syncwarp();
       key_copier.copy(p.k, next.key(), table.page_tokens, token + kStep, part.end, lane);
       scale_scores(scores);
@@ -220,7 +227,8 @@ struct Warp {
         continue;
       }
       Scores<kRows> scores;
-      score_tile<T, D, kRows>(DenseKeys<kWide, kHalves>{{keys, token, visible}, t}, q, kNoCenter, scores, g);
+      score_tile<T, D, kRows>(DenseKeys<kWide, kHalves>{{keys, token, visible}, t}, q, kNoCenter, scores, g,
+                              t);
       scale_scores(scores);
       mask_scores(scores, start, position + part.end);
       softmax.template update<D>(scores, out);
@@ -287,7 +295,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
     }
     const int64_t token = item.q_begin + (view.row0 + row) / view.group;
     const int64_t q_head = item.head * view.group + (view.row0 + row) % view.group;
-    const int64_t result = (token * q_heads + q_head) * p.items + p.first_item + blockIdx.x;
+    const int64_t result = (token * q_heads + q_head) * p.items + p.first_item + blockIdx.z;
     const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
     float lse = empty ? -INFINITY : reference + log2f(sum);
     const float normalise = 1.0f / sum;
@@ -340,28 +348,42 @@ __device__ __noinline__ void attend_dense_item(const AttendParams& p, const View
   w.store(merged + w.warp * kRows * (D + 2));
 }
 
+// Tokens of an item, of pages or of sinks and window, up to whatever their number is.
+__device__ __forceinline__ Range item_tokens(const AttendParams& p, int item) {
+  if (item >= p.page_items) {
+    const int begin = (item - p.page_items) * p.dense_split;
+    return {begin, begin + p.dense_split};
+  }
+  if (item >= p.long_items) {
+    const int begin = p.long_items * p.split + (item - p.long_items) * p.short_split;
+    return {begin, begin + p.short_split};
+  }
+  return {item * p.split, (item + 1) * p.split};
+}
+
 // Puts what the CTA works on into shared memory. False if it has no rows.
 template <int kRows>
 __device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, Item& shared_item) {
-  const int item = p.first_item + blockIdx.x;
-  const int head = blockIdx.y % p.kv_heads;
-  const int batch = blockIdx.z;
+  const int item = p.first_item + blockIdx.z;
+  const int head = blockIdx.x % p.kv_heads;
+  const int batch = blockIdx.y;
   int q_begin = batch * p.max_q_len;
   int q_len = p.max_q_len;
   if (p.q_indptr != nullptr) {
     q_begin = uniform(p.q_indptr[batch]);
     q_len = uniform(p.q_indptr[batch + 1]) - q_begin;
   }
-  const int row0 = blockIdx.y / p.kv_heads * kRows;
+  const int row0 = blockIdx.x / p.kv_heads * kRows;
   if (row0 >= q_len * p.group) {
     return false;
   }
   // The lengths, and the warp's first table entry next to them: one wait for memory instead of several.
-  if (item >= p.dense_items && p.sequences.table != nullptr) {
-    const int token = (item - p.dense_items) * p.split + static_cast<int>(threadIdx.x / 32) * kTileTokens;
+  const Range tokens = item_tokens(p, item);
+  if (item < p.page_items && p.sequences.table != nullptr) {
+    const int token = tokens.begin + static_cast<int>(threadIdx.x / 32) * kTileTokens;
     if (token < p.max_len) {
       prefetch_l2(p.sequences.table + batch * p.sequences.table_stride +
-                  token / static_cast<unsigned>(p.sequences.page_tokens));
+                  (token >> page_shift(p.sequences.page_tokens)));
     }
   }
   int sinks = p.sinks.lens == nullptr ? 0 : p.sinks.lens[batch];
@@ -380,15 +402,13 @@ __device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, It
     view.end0 = sinks + compressed + window - q_len + 1;
     view.first = p.first == nullptr ? 0 : p.first[batch];
     view.sliding_window = p.sliding_window;
-    const bool dense = item < p.dense_items;
-    const int split = dense ? p.dense_split : p.split;
-    const int begin = (dense ? item : item - p.dense_items) * split;
+    const bool dense = item >= p.page_items;
     shared_item.q_begin = q_begin;
     shared_item.batch = batch;
     shared_item.head = head;
     shared_item.dense = dense;
-    shared_item.part[0] = {begin, min(begin + split, dense ? sinks : compressed)};
-    shared_item.part[1] = {begin, dense ? min(begin + split, window) : begin};
+    shared_item.part[0] = {tokens.begin, min(tokens.end, dense ? sinks : compressed)};
+    shared_item.part[1] = {tokens.begin, dense ? min(tokens.end, window) : tokens.begin};
     shared_item.position[0] = dense ? 0 : sinks;
     shared_item.position[1] = sinks + compressed;
   }
@@ -407,7 +427,7 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
     return;
   }
   float* merged = reinterpret_cast<float*>(shared);
-  if (p.first_item + static_cast<int>(blockIdx.x) < p.dense_items) {
+  if (p.first_item + static_cast<int>(blockIdx.z) >= p.page_items) {
     attend_dense_item<T, D, kRows>(p, view, item, merged);
   } else {
     Warp<T, D, kRows> w(p, view, warp);
@@ -415,7 +435,7 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
         Pages::slot_bytes(p.k, p.sequences.page_tokens) + Pages::slot_bytes(p.v, p.sequences.page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
     const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
-    w.template attend_pages<Pages>(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0],
+    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, part, item.position[0],
                                    key_slot);
     __syncthreads();
     w.store(merged + threadIdx.x / 32 * kRows * (D + 2));

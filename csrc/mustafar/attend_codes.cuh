@@ -23,8 +23,10 @@ struct CodeWarp : Warp<f16, D, kRows> {
   using Base::kTiles, Base::kOutTiles;
   using Base::p, Base::view, Base::lane, Base::g, Base::t, Base::q, Base::softmax, Base::out;
 
-  const uint32_t table;
-  float unit[kTiles][2];     // of the integers that the queries of the lane's columns are multiples of
+  static constexpr int kScales = 2 * Rows<kRows>::kTokenTiles;  // tokens that the lane has scores of
+
+  uint32_t table;
+  float unit[kTiles][2];     // what a product of codes and a query of the lane's columns is a multiple of
   float weights[kTiles][2];  // sums of what codes were multiplied by, over the lane's tokens
 
   __device__ __forceinline__ CodeWarp(const AttendParams& params, const View& shared_view, int warp_index,
@@ -34,6 +36,7 @@ struct CodeWarp : Warp<f16, D, kRows> {
     for (int n = 0; n < kTiles; ++n) {
       weights[n][0] = weights[n][1] = 0.0f;
     }
+    keep_in_register(table);
   }
 
   // Channels 2 pair and 2 pair + 1 of the lane's run in word k, as loaded.
@@ -71,12 +74,15 @@ struct CodeWarp : Warp<f16, D, kRows> {
       } else {
         to_f16_queries(n);
       }
+      if (p.softcap == 0.0f) {
+        const float factor = p.scale * kLog2e;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          unit[n][j] *= factor;
+          this->key_center[n][j] *= factor;
+        }
+      }
     }
-  }
-
-  // What a product of a query of the lane's column j and codes is a multiple of.
-  __device__ __forceinline__ float unit_of(int n, int j) const {
-    return Codes::kInteger ? unit[n][j] : Codes::kUnit;
   }
 
   __device__ __forceinline__ void to_f16_queries(int n) {
@@ -88,10 +94,12 @@ struct CodeWarp : Warp<f16, D, kRows> {
         q[n][k][j] = f16::pack(x.y, x.x);  // the even channel in the high half, see expand_codes.cuh
       }
     }
+    unit[n][0] = unit[n][1] = Codes::kUnit;
   }
 
   // Each query row as a factor times integers of two bytes: q[n][k] gets the high bytes of the first and of
-  // the second four channels and then the low ones. `sum` is not finite if a query is not.
+  // the second four channels and then the low ones; of four rows, which fill the columns twice, the high
+  // bytes in the lower columns and the low ones in the upper. `sum` is not finite if a query is not.
   __device__ __forceinline__ void quantise_queries(int n, float largest, float sum) {
     constexpr float kLargest = 32512.0f;  // 127 * 256
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
@@ -113,15 +121,20 @@ struct CodeWarp : Warp<f16, D, kRows> {
           low[half] |= byte_at(second, 2 * j) | byte_at(first, 2 * j + 1);
         }
       }
-      q[n][k][0] = high[0];
-      q[n][k][1] = high[1];
-      q[n][k][2] = low[0];
-      q[n][k][3] = low[1];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        q[n][k][half] = kRows == 4 && g >= 4 ? low[half] : high[half];
+        q[n][k][2 + half] = low[half];
+      }
     }
     float rest[2];  // 0, and NaN where a query is not finite
     Base::columns_of(sum - sum, rest);
     unit[n][0] = __shfl_sync(0xffffffffu, row_unit, 8 * t) + rest[0];
     unit[n][1] = __shfl_sync(0xffffffffu, row_unit, 8 * t + 4) + rest[1];
+  }
+
+  __device__ __forceinline__ int scale_token(int r) const {
+    return Rows<kRows>::token(r / 2, 2 * (r % 2), g, t);
   }
 
   static __device__ __forceinline__ uint32_t byte_at(int value, int i) {
@@ -133,29 +146,43 @@ struct CodeWarp : Warp<f16, D, kRows> {
   __device__ __forceinline__ void multiply_keys(const Keys& keys, Scores<kRows>& scores) const {
     if constexpr (!Codes::kInteger) {
       constexpr float kNoStart[kTiles][2] = {};
-      score_tile<f16, D, kRows>(keys, q, kNoStart, scores, g);
-    } else {
+      score_tile<f16, D, kRows>(keys, q, kNoStart, scores, g, t);
+      return;
+    }
+    constexpr int kParts = kRows == 4 ? 1 : 2;  // products of high and of low bytes
+    int32_t products[2][kTiles][kParts][4] = {};
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        int32_t high[kTiles][4] = {}, low[kTiles][4] = {};
-        auto upper = keys.row(16 * m + g);
-        auto lower = keys.row(16 * m + g + 8);
+    for (int m = 0; m < 2; ++m) {
+      auto upper = keys.row(16 * m + g);
+      auto lower = keys.row(16 * m + g + 8);
 #pragma unroll
-        for (int k = 0; k < D / 32; ++k) {
-          uint32_t a[2], b[2];
-          upper.next_codes(k, a);
-          lower.next_codes(k, b);
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            mma_s8(high[n], a[0], b[0], a[1], b[1], q[n][k][0], q[n][k][1]);
-            mma_s8(low[n], a[0], b[0], a[1], b[1], q[n][k][2], q[n][k][3]);
-          }
-        }
+      for (int k = 0; k < D / 32; ++k) {
+        uint32_t a[2], b[2];
+        upper.next_codes(k, a);
+        lower.next_codes(k, b);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            scores[m][n][i] = static_cast<float>(256 * high[n][i] + low[n][i]);
+          for (int part = 0; part < kParts; ++part) {
+            mma_s8(products[m][n][part], a[0], b[0], a[1], b[1], q[n][k][2 * part], q[n][k][2 * part + 1]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kRows == 4) {
+          // The lower lanes of a quad have the high products of all tokens, the upper ones the low products.
+          const bool is_high = t < 2;
+          const int32_t first = products[0][n][0][i], second = products[1][n][0][i];
+          const int32_t other = __shfl_xor_sync(0xffffffffu, is_high ? second : first, 2);
+          scores[0][n][i] = static_cast<float>(is_high ? 256 * first + other : 256 * other + second);
+        } else {
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            scores[m][n][i] = static_cast<float>(256 * products[m][n][0][i] + products[m][n][kParts - 1][i]);
           }
         }
       }
@@ -194,29 +221,31 @@ struct CodeWarp : Warp<f16, D, kRows> {
       copy_wait<1>();
       __syncwarp();
       multiply_keys(typename Pages::Keys{p.k, key_slot, table, t}, scores);
-      float key_scale[4], value_scale[4];
+      float key_scale[kScales], value_scale[kScales];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        key_scale[r] = load_scale(key_slot + Pages::kScalesAt, g + 8 * r);
-        value_scale[r] = load_scale(key_slot + Pages::kScalesAt + kScaleBytes, g + 8 * r);
+      for (int r = 0; r < kScales; ++r) {
+        key_scale[r] = load_scale(key_slot + Pages::kScalesAt, scale_token(r));
+        value_scale[r] = load_scale(key_slot + Pages::kScalesAt + kScaleBytes, scale_token(r));
       }
       __syncwarp();
       scale_copier.copy(next.scales(), page_tokens, token + kStep, part.end, lane);
       key_copier.copy(p.k, next.key(), page_tokens, token + kStep, part.end, lane);
       Base::each_score(scores, [&](float s, int m, int n, int i) {
-        return s * key_scale[2 * m + i / 2] * unit_of(n, i & 1) + this->key_center[n][i & 1];
+        return s * key_scale[2 * m + i / 2] * unit[n][i & 1] + this->key_center[n][i & 1];
       });
-      Base::scale_scores(scores);
+      if (p.softcap != 0.0f) {
+        Base::scale_scores(scores);
+      }
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
+      for (int r = 0; r < kScales; ++r) {
         value_scale[r] = log2_approx(value_scale[r]);
       }
       if (masked) {
         Base::mask_scores(scores, position + token, position + part.end);
         const uint32_t visible = view.template visible_rows<kRows>(position + token, position + part.end);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          value_scale[r] = visible >> (g + 8 * r) & 1u ? value_scale[r] : 0.0f;
+        for (int r = 0; r < kScales; ++r) {
+          value_scale[r] = visible >> scale_token(r) & 1u ? value_scale[r] : 0.0f;
         }
       }
       softmax.template update<D>(scores, value_scale, out, weights);
@@ -274,7 +303,7 @@ __device__ __forceinline__ void attend_codes(const AttendParams& p) {
     const int slots = Pages::key_slot_bytes(p.k, page_tokens) + Pages::value_slot_bytes(p.v, page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
     const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
-    w.template attend_pages<Pages>(blockIdx.z, blockIdx.y % p.kv_heads, item.q_begin, part, item.position[0],
+    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, part, item.position[0],
                                    key_slot);
     __syncthreads();
     float* merged = reinterpret_cast<float*>(shared);

@@ -40,8 +40,8 @@ struct DenseParams {
   int32_t v_dtype;
 };
 
-// attend_f16.cu and attend_bf16.cu, mst_attend_<dtype>_d<dim>_r<kRows>. Grid (items, kv_heads * row_tiles,
-// batch), block 128 threads, and shared memory of the larger of
+// attend_f16.cu and attend_bf16.cu, mst_attend_<dtype>_d<dim>_r<kRows>. Grid (kv_heads * row_tiles, batch,
+// items), block 128 threads, and shared memory of the larger of
 //   4 * (8 * dim + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16 and
 //   16 * kRows * (dim + 2) bytes;
 // the 2 * dim + 16 are what a damaged bitmap can make a lane read past its slot.
@@ -52,7 +52,7 @@ struct DenseParams {
 // with parts = 2 for pages of 16 tokens and 1 for others.
 //
 // attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values,
-// items from dense_items on only. The first number of bytes is
+// items below page_items only. The first number of bytes is
 //   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
 //
 // attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r<kRows>: the same where
@@ -61,9 +61,9 @@ struct DenseParams {
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
 // a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of tokens:
-// item i below dense_items covers dense_split tokens of the sinks and of the window from i *
-// dense_split on, the others cover `split` compressed tokens from (i - dense_items) * split on. Each CTA
-// writes one partial result per row, also when it saw no token (then only its log-sum-exp, -inf).
+// items below long_items cover `split` compressed tokens each, those from there to page_items `short_split`,
+// and item page_items + i covers dense_split tokens of the sinks and of the window from i * dense_split on.
+// Each CTA writes one partial result per row, also when it saw no token (then only its log-sum-exp, -inf).
 struct AttendParams {
   AttendPool k;  // pages null: no compressed tokens
   AttendPool v;
@@ -85,9 +85,11 @@ struct AttendParams {
   int32_t kv_heads;
   int32_t max_q_len;  // query tokens per sequence at most; all of them when q_indptr is null
   int32_t row_tiles;  // ceil(max_q_len * group / kRows)
-  int32_t dense_items;
+  int32_t page_items;
+  int32_t long_items;
   int32_t dense_split;     // tokens, multiple of 32
   int32_t split;           // tokens, multiple of 32
+  int32_t short_split;     // tokens, multiple of 32
   int32_t sliding_window;  // positions a query sees up to its own; INT32_MAX: all
   float scale;             // factor of q.k
   float softcap;           // 0: none
@@ -140,7 +142,7 @@ struct MergeParams {
 
 static_assert(sizeof(AttendPool) == 48, "AttendPool has padding");
 static_assert(sizeof(DenseParams) == 88, "DenseParams has padding");
-static_assert(sizeof(AttendParams) == 2 * 48 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 14 * 4,
+static_assert(sizeof(AttendParams) == 2 * 48 + 32 + 2 * 88 + 6 * 8 + 3 * 8 + 16 * 4,
               "AttendParams has padding");
 static_assert(sizeof(CombineParams) == 80, "CombineParams has padding");
 static_assert(sizeof(MergeParams) == 2 * 56 + 56, "MergeParams has padding");

@@ -19,8 +19,9 @@ struct ScaleCopier {
 
   __device__ __forceinline__ ScaleCopier(const AttendParams& p, int head, uint32_t scales, int lane) {
     const AttendPool& pool = lane < 4 ? p.k : p.v;
+    const int in_page = p.sequences.page_tokens == 16 ? lane & 1 : lane & 3;
     from = pool.pages + head * pool.head_stride_bytes + pool.values_offset_bytes -
-           2 * p.sequences.page_tokens + 16 * (lane & 3);
+           2 * p.sequences.page_tokens + 16 * in_page;
     page_stride = static_cast<uint32_t>(pool.page_stride_bytes >> 4);
     to = scales + 16 * lane;
     keep_in_register(from);
@@ -30,12 +31,11 @@ struct ScaleCopier {
 
   __device__ __forceinline__ void copy(const TilePages& tile, int page_tokens, int token, int length,
                                        int lane) const {
-    if (lane < 8 && token + 8 * (lane & 3) < length) {
-      const bool second = page_tokens == 16 && (lane & 2) != 0;
-      const uint64_t page = static_cast<uint32_t>(second ? tile.page[1] : tile.page[0]);
-      const uint8_t* source = from + (page * page_stride << 4) + 2 * (token & (page_tokens - 1));
-      copy16_async(to, second ? source - 32 : source);
-    }
+    const bool second = page_tokens == 16 && (lane & 2) != 0;
+    const uint64_t page = static_cast<uint32_t>(second ? tile.page[1] : tile.page[0]);
+    const uint32_t piece = static_cast<uint32_t>(token & (page_tokens - 1)) / 8;
+    copy16_async_if(lane < 8 && token + 8 * (lane & 3) < length, to,
+                    from + ((page * page_stride + piece) << 4));
   }
 };
 

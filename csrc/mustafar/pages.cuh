@@ -20,26 +20,40 @@ struct TilePages {
   int page[2];
 };
 
-// From the first page to page `page`, in bytes. In units of 16 bytes a stride fits in 32 bits, and one
-// instruction multiplies to 64.
-__device__ __forceinline__ uint64_t page_offset(int page, int64_t stride_bytes) {
-  return (static_cast<uint64_t>(static_cast<uint32_t>(page)) * static_cast<uint32_t>(stride_bytes >> 4)) << 4;
+// From the first page to piece `piece` of 16 bytes of page `page`, in bytes. In such pieces a stride fits in
+// 32 bits, and one instruction multiplies to 64.
+__device__ __forceinline__ uint64_t page_offset(int page, int64_t stride_bytes, uint32_t piece = 0) {
+  return (static_cast<uint64_t>(static_cast<uint32_t>(page)) * static_cast<uint32_t>(stride_bytes >> 4) +
+          piece)
+         << 4;
+}
+
+// The base-2 logarithm of the tokens of a page. A division would cost 20 instructions, and a shift that is
+// known ahead a register, so the compiler must not know that it can be.
+__device__ __forceinline__ int page_shift(int page_tokens) {
+  uint32_t below = page_tokens - 1;
+  keep_in_register(below);
+  return __popc(below);
 }
 
 // Block table row of one sequence.
 struct PageTable {
-  const int32_t* entries;  // null: pages first_page, first_page + 1, ...
-  int first_page;
+  const SequencesParams& sequences;
   int page_tokens;
+  // Where its entries are or, without a table, the number of its first page: one value, as registers are few.
+  uint64_t row;
 
-  __device__ __forceinline__ PageTable(const SequencesParams& sequences, int batch)
-      : entries(sequences.table == nullptr ? nullptr : sequences.table + batch * sequences.table_stride),
-        first_page(static_cast<int>(batch * sequences.table_stride)),
-        page_tokens(sequences.page_tokens) {}
+  __device__ __forceinline__ PageTable(const SequencesParams& all, int batch)
+      : sequences(all), page_tokens(all.page_tokens), row(batch * all.table_stride) {
+    if (all.table != nullptr) {
+      row = reinterpret_cast<uint64_t>(all.table + row);
+    }
+  }
 
   __device__ __forceinline__ int page(int token) const {
-    const int index = token / static_cast<unsigned>(page_tokens);
-    return entries == nullptr ? first_page + index : entries[index];
+    const int index = token >> page_shift(page_tokens);
+    return sequences.table == nullptr ? static_cast<int>(row) + index
+                                      : reinterpret_cast<const int32_t*>(row)[index];
   }
 
   // Pages of the tile at `token`; table entries past the end are not read.
@@ -84,33 +98,29 @@ struct TileCopier {
   __device__ __forceinline__ void copy_rows(const AttendPool& pool, int page, int row0, int at,
                                             int lane) const {
     constexpr int kRows = kSmallPages ? 16 : 32;
-    const uint8_t* rows_from = from + page_offset(page, pool.page_stride_bytes);
+    const uint8_t* rows_from = from + page_offset(page, pool.page_stride_bytes, row0 * kBits / 16);
+    const uint8_t* values_from =
+        rows_from + static_cast<uint32_t>(pool.values_offset_bytes + row0 * (pool.row_bytes - kBits));
+    uint32_t to = values_to + at * pool.shared_row_bytes;
+    int left = kRows * pool.row_bytes - 16 * lane;
 #pragma unroll
     for (int i = 0; i < kRows * kBits; i += 512) {
-      if (i + 512 <= kRows * kBits || i + 16 * lane < kRows * kBits) {
-        copy16_async(bits_to + at * kBits + i, rows_from + row0 * kBits + i);
-      }
+      copy16_async_if(i + 512 <= kRows * kBits || i + 16 * lane < kRows * kBits, bits_to + at * kBits + i,
+                      rows_from + i);
     }
-    const uint8_t* values_from = rows_from + (pool.values_offset_bytes + row0 * pool.row_bytes);
-    uint32_t to = values_to + at * pool.shared_row_bytes;
-    int left = kRows * pool.row_bytes;
+    // Whole pieces of the warp: the count is the same in all lanes.
+    int pieces = kRows * pool.row_bytes;
 #pragma unroll 1
-    for (; left >= 2048; left -= 2048) {
+    do {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        copy16_async(to + i * step, values_from + 512 * i);
+        copy16_async_if(left > 512 * i, to + i * step, values_from + 512 * i);
       }
       to += 4 * step;
       values_from += 2048;
-    }
-#pragma unroll 1
-    for (; left > 0; left -= 512) {
-      if (16 * lane < left) {
-        copy16_async(to, values_from);
-      }
-      to += step;
-      values_from += 512;
-    }
+      left -= 2048;
+      pieces -= 2048;
+    } while (pieces > 0);
   }
 
   // Starts copying the tile at `token`, nothing if that is at or past `length`. Whole pages (or 32 rows of

@@ -108,11 +108,7 @@ struct RaggedSlots {
       if (first >= length) {
         return 0;
       }
-      // A division would cost 20 instructions, and a shift that is known ahead a register.
-      uint32_t below = table.page_tokens - 1;
-      keep_in_register(below);
-      const int index = first >> __popc(below);
-      return table.entries == nullptr ? table.first_page + index : table.entries[index];
+      return table.page(first);
     }
 
     // The span of row `lane` of the tile at token `at`, which lies in page `number`.

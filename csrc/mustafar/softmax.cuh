@@ -13,13 +13,14 @@ constexpr float kLowest = -3.402823466e+38f;  // below every finite score; subtr
 template <int kRows>
 struct Softmax {
   static constexpr int kTiles = Rows<kRows>::kTiles;
+  static constexpr int kTokenTiles = Rows<kRows>::kTokenTiles;
 
   // The reference is raised only when a score exceeds it by more than this (in base 2), so that most tiles
   // need neither a reduction across lanes nor a rescaled output. Probabilities stay at or below 2^8, which
   // f16 holds.
   static constexpr float kSlack = 8.0f;
 
-  float reference[kTiles][2];  // equal in all lanes of equal t
+  float reference[kTiles][2];  // equal in all lanes with the same rows
   float sum[kTiles][2];        // of this lane's tokens only
 
   __device__ __forceinline__ void init() {
@@ -40,8 +41,10 @@ struct Softmax {
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        top[n][j] =
-            fmaxf(fmaxf(scores[0][n][j], scores[0][n][j + 2]), fmaxf(scores[1][n][j], scores[1][n][j + 2]));
+        top[n][j] = fmaxf(scores[0][n][j], scores[0][n][j + 2]);
+        if constexpr (kTokenTiles == 2) {
+          top[n][j] = fmaxf(top[n][j], fmaxf(scores[1][n][j], scores[1][n][j + 2]));
+        }
         raise |= top[n][j] > reference[n][j] + kSlack;
       }
     }
@@ -51,7 +54,7 @@ struct Softmax {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           scores[m][n][i] = exp2_approx(scores[m][n][i] - reference[n][i & 1]);
@@ -62,16 +65,16 @@ struct Softmax {
   }
 
   // As update, for value rows that are yet to be multiplied by scales, of which `scale` holds the logarithms
-  // for the tokens g, g + 8, g + 16, g + 24: what `scores` gets is the probabilities times the scales,
+  // for the lane's tokens: what `scores` gets is the probabilities times the scales,
   // relative to a reference that follows those products. `weights` gets, as `sum`, the sums of what is in
   // `scores`, in f16.
   template <int D>
-  __device__ __forceinline__ void update(Scores<kRows>& scores, const float (&scale)[4],
+  __device__ __forceinline__ void update(Scores<kRows>& scores, const float (&scale)[2 * kTokenTiles],
                                          Output<D, kRows>& out, float (&weights)[kTiles][2]) {
     // Far from 1 a scale no longer moves the reference, so that sums neither overflow nor lose other tokens.
-    float moved[4];
+    float moved[2 * kTokenTiles];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < 2 * kTokenTiles; ++r) {
       moved[r] = fminf(fmaxf(scale[r], -100.0f), 60.0f);
     }
     float top[kTiles][2];
@@ -80,8 +83,10 @@ struct Softmax {
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        top[n][j] = fmaxf(fmaxf(scores[0][n][j] + moved[0], scores[0][n][j + 2] + moved[1]),
-                          fmaxf(scores[1][n][j] + moved[2], scores[1][n][j + 2] + moved[3]));
+        top[n][j] = fmaxf(scores[0][n][j] + moved[0], scores[0][n][j + 2] + moved[1]);
+        if constexpr (kTokenTiles == 2) {
+          top[n][j] = fmaxf(top[n][j], fmaxf(scores[1][n][j] + moved[2], scores[1][n][j + 2] + moved[3]));
+        }
         raise |= top[n][j] > reference[n][j] + kSlack;
       }
     }
@@ -91,7 +96,7 @@ struct Softmax {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
+      for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float s = scores[m][n][i] - reference[n][i & 1];
@@ -118,7 +123,7 @@ struct Softmax {
       for (int j = 0; j < 2; ++j) {
         float highest = fmaxf(top[n][j], reference[n][j]);
 #pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) {
+        for (int lanes = Rows<kRows>::kFirstLane; lanes < 32; lanes *= 2) {
           highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, lanes));
         }
         scale[j] = exp2_approx(reference[n][j] - highest);
@@ -150,7 +155,7 @@ struct Softmax {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) {
+        for (int lanes = Rows<kRows>::kFirstLane; lanes < 32; lanes *= 2) {
           sums[n][j] += __shfl_xor_sync(0xffffffffu, sums[n][j], lanes);
         }
       }

@@ -13,8 +13,17 @@ namespace mustafar {
 // How kRows query rows (4, 8 or 16) lie in the columns of the products.
 template <int kRows>
 struct Rows {
-  static constexpr int kTiles = kRows == 16 ? 2 : 1;             // column tiles of the scores
+  static constexpr int kTiles = kRows == 16 ? 2 : 1;  // column tiles of the scores
+  // Two lanes have the scores of the same four rows, so each keeps those of half of the tokens.
+  static constexpr int kTokenTiles = kRows == 4 ? 1 : 2;
+  static constexpr int kFirstLane =
+      kRows == 4 ? 2 : 4;  // lanes with the same rows differ in this bit and above
   static constexpr int kOutTiles = kRows == 4 ? 1 : 2 * kTiles;  // of the output: column tile x parity
+
+  // Token of the tile whose score is number i of token tile m.
+  static __device__ __forceinline__ int token(int m, int i, int g, int t) {
+    return 16 * (kRows == 4 ? t >> 1 : m) + g + 4 * (i & 2);
+  }
 
   // Query row of column `column` (0 to 7) of score tile `tile`; four rows fill the eight columns twice.
   static __device__ __forceinline__ int of_score(int tile, int column) {
@@ -34,9 +43,29 @@ struct Rows {
 template <int D, int kRows>
 using Queries = uint32_t[Rows<kRows>::kTiles][D / 32][4];
 
-// scores[m][n]: accumulators of tokens 16 m + (g, g + 8) and query columns 8 n + (2t, 2t + 1).
+// scores[m][n][i]: of the query in column 8 n + 2t + i % 2 and Rows::token(m, i, g, t).
 template <int kRows>
-using Scores = float[2][Rows<kRows>::kTiles][4];
+using Scores = float[Rows<kRows>::kTokenTiles][Rows<kRows>::kTiles][4];
+
+// products[m][n]: accumulators of tokens 16 m + (g, g + 8) and query columns 8 n + (2t, 2t + 1).
+template <int kRows>
+using Products = float[2][Rows<kRows>::kTiles][4];
+
+template <int kRows>
+__device__ __forceinline__ void share_out(const Products<kRows>& products, Scores<kRows>& scores, int t) {
+#pragma unroll
+  for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kRows == 4) {
+        scores[0][n][i] = t < 2 ? products[0][n][i] : products[1][n][i];
+      } else {
+        scores[0][n][i] = products[0][n][i];
+        scores[1][n][i] = products[1][n][i];
+      }
+    }
+  }
+}
 
 // out[i][n]: accumulators of channel pairs i (rows g) and i + D/32 (rows g + 8) of lane g, see PairChannels.
 template <int D, int kRows>
@@ -54,13 +83,14 @@ struct PairChannels {
 template <typename T, int D, int kRows, typename Keys>
 __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kRows>& q,
                                            const float (&start)[Rows<kRows>::kTiles][2],
-                                           Scores<kRows>& scores, int g) {
+                                           Scores<kRows>& scores, int g, int t) {
+  Products<kRows> products;
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
     for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
-      scores[m][n][0] = scores[m][n][2] = start[n][0];
-      scores[m][n][1] = scores[m][n][3] = start[n][1];
+      products[m][n][0] = products[m][n][2] = start[n][0];
+      products[m][n][1] = products[m][n][3] = start[n][1];
     }
     auto upper = keys.row(16 * m + g);
     auto lower = keys.row(16 * m + g + 8);
@@ -71,11 +101,12 @@ __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kR
       lower.template next<T>(k, b);
 #pragma unroll
       for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
-        mma_16x8x16<T>(scores[m][n], a[0], b[0], a[1], b[1], q[n][k][0], q[n][k][1]);
-        mma_16x8x16<T>(scores[m][n], a[2], b[2], a[3], b[3], q[n][k][2], q[n][k][3]);
+        mma_16x8x16<T>(products[m][n], a[0], b[0], a[1], b[1], q[n][k][0], q[n][k][1]);
+        mma_16x8x16<T>(products[m][n], a[2], b[2], a[3], b[3], q[n][k][2], q[n][k][3]);
       }
     }
   }
+  share_out<kRows>(products, scores, t);
 }
 
 // Probabilities of tokens 8 step to 8 step + 7 as B operand.
@@ -84,9 +115,12 @@ __device__ __forceinline__ void probability_operand(const Scores<kRows>& scores,
                                                     uint32_t (&b)[Rows<kRows>::kOutTiles][2]) {
 #pragma unroll
   for (int n = 0; n < Rows<kRows>::kTiles; ++n) {
-    const float* p = &scores[step / 2][n][2 * (step % 2)];
-    const uint32_t both = transpose_8x8(T::pack(p[0], p[1]));  // tokens 2t (low), 2t + 1 of column g
+    const float* p = &scores[kRows == 4 ? 0 : step / 2][n][2 * (step % 2)];
+    uint32_t both = transpose_8x8(T::pack(p[0], p[1]));  // tokens 2t (low), 2t + 1 of column g
     if constexpr (kRows == 4) {
+      // Rows of the first 16 tokens are in the lower lanes, those of the others in the upper ones.
+      const int lane = threadIdx.x % 32;
+      both = __shfl_sync(0xffffffffu, both, step < 2 ? lane & 15 : lane | 16);
       b[0][0] = permute_bytes(both, 0, g < 4 ? 0x4410 : 0x1044);
       b[0][1] = permute_bytes(both, 0, g < 4 ? 0x4432 : 0x3244);
     } else {

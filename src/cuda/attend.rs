@@ -364,9 +364,11 @@ pub(crate) fn attend(
         kv_heads: int32("kv_heads", kv_heads)?,
         max_q_len: int32("max_q_len", q_len(args, shapes))?,
         row_tiles: int32("max_q_len", plan.row_tiles)?,
-        dense_items: int32("window.k.tokens", plan.dense_items)?,
+        page_items: int32("split_tokens", plan.page_items)?,
+        long_items: int32("split_tokens", plan.long_items)?,
         dense_split: int32("window.k.tokens", plan.dense_split)?,
         split: int32("split_tokens", plan.split)?,
+        short_split: int32("split_tokens", plan.short_split)?,
         sliding_window: args.sliding_window.map_or(i32::MAX, |n| i32::try_from(n).unwrap_or(i32::MAX)),
         scale: args.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
         softcap: args.softcap.unwrap_or(0.0),
@@ -383,7 +385,7 @@ pub(crate) fn attend(
     let launch = |kernel: AttendKernel, first: usize, items: usize| -> Result<_> {
         let shape = LaunchShape {
             shared_bytes: shared_fits(device, kernel.shared_bytes)?,
-            ..LaunchShape::new([items as u32, rows[0], rows[1]], ATTEND_THREADS)
+            ..LaunchShape::new([rows[0], rows[1], grid_rows("items", items)?], ATTEND_THREADS)
         };
         Ok((kernel.kernel, shape, AttendParams { first_item: first as i32, ..params }))
     };
@@ -391,10 +393,10 @@ pub(crate) fn attend(
         [Some(launch(kernel, 0, plan.items)?), None]
     } else {
         // Dense tokens have 16-bit values. Where the device can, both launches run side by side.
-        let dense = plan.dense_items;
-        let mut compressed = launch(kernel, dense, plan.items - dense)?;
+        let dense = plan.items - plan.page_items;
+        let mut compressed = launch(kernel, 0, plan.page_items)?;
         compressed.1.overlaps_previous = device.overlaps() && dense > 0;
-        [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), 0, dense)?), Some(compressed)]
+        [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), plan.page_items, dense)?), Some(compressed)]
     };
 
     let out = args.out.shape;

@@ -10,11 +10,13 @@ pub(super) const TILE_TOKENS: usize = 32;
 const MIN_SPLIT: usize = 128;
 
 /// Blocks per multiprocessor that work is cut into, if so many are resident at a time: two, and where items would become
-/// longer than [`LONG_SPLIT`] four. More than are resident would make a second wave, which is mostly empty.
+/// longer than [`LONG_SPLIT`] four. More than are resident would make a second wave, which is mostly empty; but with four,
+/// the last [`TAIL`]th of the tokens makes a second wave of short items, which fill the places of blocks that end early.
 /// docs/performance.md has the measurements.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 const MOST_BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 const LONG_SPLIT: usize = 3072;
+const TAIL: usize = 8;
 
 /// What a plan depends on.
 #[derive(Debug, Clone, Copy)]
@@ -45,20 +47,26 @@ pub(super) struct Plan {
     /// Query rows of a tile: which kernel.
     pub(super) rows: u32,
     pub(super) row_tiles: usize,
-    /// Tokens of a compressed and of a dense item.
+    /// Items of compressed tokens: `long_items` of `split` tokens, the others of `short_split`.
+    pub(super) page_items: usize,
+    pub(super) long_items: usize,
     pub(super) split: usize,
+    pub(super) short_split: usize,
+    /// Tokens of a dense item.
     pub(super) dense_split: usize,
-    pub(super) dense_items: usize,
-    /// Items of all kinds.
+    /// Items of both kinds.
     pub(super) items: usize,
     /// Workspace in bytes. At least what `items` takes, and, unlike that, never falling when a bound rises.
     pub(super) workspace: usize,
 }
 
-/// One kind of item: tokens in each, how many, and for how many results of a query head there must be room.
+/// One kind of item: `long` of `split` tokens and then `short` of `short_split`, and for how many results of a query head
+/// there must be room.
 struct Cut {
     split: usize,
-    items: usize,
+    long: usize,
+    short_split: usize,
+    short: usize,
     results: usize,
 }
 
@@ -79,37 +87,57 @@ impl Plan {
         let query_heads = b.total_q.checked_mul(b.q_heads).ok_or_else(overflow)?;
         let most_blocks = MOST_BLOCKS_PER_MULTIPROCESSOR * b.multiprocessors;
 
-        let cut = |tokens: usize, fixed: Option<usize>, long_split: usize| -> Result<Cut> {
+        let cut = |tokens: usize, fixed: Option<usize>, long_split: usize, with_tail: bool| -> Result<Cut> {
             let most = tokens.div_ceil(fixed.unwrap_or(MIN_SPLIT));
             let all = query_heads.checked_mul(most).ok_or_else(overflow)?;
             if let Some(split) = fixed {
-                return Ok(Cut { split, items: most, results: all });
+                return Ok(Cut { split, long: most, short_split: split, short: 0, results: all });
             }
-            let split_for = |per_multiprocessor: usize| {
+            let items_for = |per_multiprocessor: usize| {
                 let wave = per_multiprocessor.min(b.resident) * b.multiprocessors;
-                let items = most.min(wave / blocks).max(1);
-                tokens.div_ceil(items).next_multiple_of(TILE_TOKENS).max(MIN_SPLIT)
+                most.min(wave / blocks).max(1)
             };
-            let split = match split_for(BLOCKS_PER_MULTIPROCESSOR) {
-                long if long > long_split => split_for(MOST_BLOCKS_PER_MULTIPROCESSOR),
-                split => split,
+            let split_for = |tokens: usize, items: usize, multiple: usize| {
+                tokens.div_ceil(items).next_multiple_of(multiple).max(MIN_SPLIT)
             };
-            // Blocks stay below the most there may be or one item each, and a block has `tile_rows` results.
-            let filled = blocks.max(most_blocks).checked_mul(tile_rows as usize).ok_or_else(overflow)?;
-            Ok(Cut { split, items: tokens.div_ceil(split), results: all.min(filled) })
+            // Two waves of blocks stay below the most there may be or one item each, and a block has `tile_rows` results.
+            let filled = blocks.max(most_blocks).checked_mul(2 * tile_rows as usize).ok_or_else(overflow)?;
+            let results = all.min(filled);
+            let mut split = split_for(tokens, items_for(BLOCKS_PER_MULTIPROCESSOR), TILE_TOKENS);
+            let is_long = split > long_split;
+            let long = items_for(MOST_BLOCKS_PER_MULTIPROCESSOR);
+            if is_long && !with_tail {
+                split = split_for(tokens, long, TILE_TOKENS);
+            }
+            if !is_long || !with_tail {
+                return Ok(Cut {
+                    split,
+                    long: tokens.div_ceil(split),
+                    short_split: split,
+                    short: 0,
+                    results,
+                });
+            }
+            let split = (tokens / long - tokens / long / TAIL) / MIN_SPLIT * MIN_SPLIT;
+            let rest = tokens - long * split;
+            let short_split = split_for(rest, long, MIN_SPLIT);
+            Ok(Cut { split, long, short_split, short: rest.div_ceil(short_split), results })
         };
         let fixed = b.split_tokens.map(|n| n.next_multiple_of(TILE_TOKENS));
-        let pages = cut(b.max_len, fixed, LONG_SPLIT)?;
-        let dense = cut(b.max_dense, fixed.map(|_| MIN_SPLIT), MIN_SPLIT)?;
+        let pages = cut(b.max_len, fixed, LONG_SPLIT, true)?;
+        let dense = cut(b.max_dense, fixed.map(|_| MIN_SPLIT), MIN_SPLIT, false)?;
         let results = pages.results.checked_add(dense.results).ok_or_else(overflow)?;
         let workspace = results.checked_mul((b.dim + 1) * size_of::<f32>()).ok_or_else(overflow)?;
+        let page_items = pages.long + pages.short;
         Ok(Self {
             rows: tile_rows,
             row_tiles,
+            page_items,
+            long_items: pages.long,
             split: pages.split,
+            short_split: pages.short_split,
             dense_split: dense.split,
-            dense_items: dense.items,
-            items: pages.items + dense.items,
+            items: page_items + dense.long,
             workspace,
         })
     }
@@ -141,11 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn large_work_is_one_wave_and_small_work_has_short_items() {
+    fn large_work_has_a_tail_and_small_work_has_short_items() {
         let plan = Plan::new(&bounds(8, 32768)).unwrap();
-        assert_eq!((plan.rows, plan.row_tiles, plan.split, plan.items), (4, 1, 4096, 8));
+        assert_eq!((plan.rows, plan.row_tiles, plan.page_items), (4, 1, 16));
+        assert_eq!((plan.long_items, plan.split, plan.short_split), (8, 3584, 512));
         let plan = Plan::new(&Bounds { resident: 3, ..bounds(8, 32768) }).unwrap();
-        assert_eq!((plan.split, plan.items), (5472, 6));
+        assert_eq!((plan.long_items, plan.split, plan.short_split), (6, 4736, 768));
         let plan = Plan::new(&bounds(1, 32768)).unwrap();
         assert_eq!((plan.split, plan.items), (1024, 32));
         let plan = Plan::new(&bounds(1, 4096)).unwrap();
@@ -227,9 +256,12 @@ mod tests {
         fn the_cut_covers_every_token_and_fits_the_workspace(b in any_bounds()) {
             let plan = Plan::new(&b).unwrap();
             prop_assert!(plan.row_tiles * plan.rows as usize >= b.max_q_len * (b.q_heads / b.kv_heads));
-            prop_assert!((plan.items - plan.dense_items) * plan.split >= b.max_len);
-            prop_assert!(plan.dense_items * plan.dense_split >= b.max_dense);
-            prop_assert!(plan.split.is_multiple_of(32) && plan.dense_split.is_multiple_of(32));
+            let short_items = plan.page_items - plan.long_items;
+            prop_assert!(plan.long_items * plan.split + short_items * plan.short_split >= b.max_len);
+            prop_assert!((plan.items - plan.page_items) * plan.dense_split >= b.max_dense);
+            for split in [plan.split, plan.short_split, plan.dense_split] {
+                prop_assert!(split.is_multiple_of(32) && split >= 32);
+            }
             prop_assert!(b.total_q * b.q_heads * plan.items * (b.dim + 1) * 4 <= plan.workspace);
         }
 

@@ -20,7 +20,7 @@ struct Setup {
     rows: usize,
     group: usize,
     q_len: usize,
-    /// Compressed tokens of each sequence, in items of `split`.
+    /// Compressed tokens of each sequence, in one item of `split` and others of about half as many.
     lens: [usize; 3],
     split: usize,
     per_head: bool,
@@ -147,8 +147,12 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     };
     let expected = attention(&q, &indptr, &tokens, s.dim, &vec![rule; batch]);
 
+    // An item of `split` tokens, the others shorter.
+    let short_split = (s.split / 2).next_multiple_of(32);
+    let long_items = table.max_len.min(1);
+    let page_items = long_items + table.max_len.saturating_sub(s.split).div_ceil(short_split);
     let dense_items = 40_usize.div_ceil(DENSE_SPLIT);
-    let items = dense_items + table.max_len.div_ceil(s.split);
+    let items = page_items + dense_items;
     let row_tiles = (s.q_len * s.group).div_ceil(s.rows);
     let ragged = matches!(s.k, Keep::Ragged(_)) || matches!(s.v, Keep::Ragged(_));
     let scaled = s.values.is_scaled();
@@ -156,7 +160,7 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     let pages = |values: String| if ragged { format!("ragged_{values}") } else { values };
     let dense = s.dtype.to_string();
     let kind = if scaled { dense } else { pages(dense) };
-    let grid = [if scaled { dense_items } else { items }, KV_HEADS * row_tiles, batch];
+    let grid = [KV_HEADS * row_tiles, batch, if scaled { dense_items } else { items }];
     let mut attend = Launch::new(name(&kind), grid, 128);
     let slots = [pool_params(&mut attend, &k.pool), pool_params(&mut attend, &v.pool)];
     let slots: usize = slots.iter().map(|slot| slot[usize::from(ragged)]).sum();
@@ -176,17 +180,17 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.pointer(Some(partial_out)).pointer(Some(partial_lse));
     attend.long(q.shape.token_stride).long(q.shape.head_stride).long(0);
     attend.int(dtype_code(s.dtype)).int(s.group).int(KV_HEADS).int(s.q_len).int(row_tiles);
-    attend.int(dense_items).int(DENSE_SPLIT).int(s.split);
+    attend.int(page_items).int(long_items).int(DENSE_SPLIT).int(s.split).int(short_split);
     attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
     attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len).int(items);
     let compressed = scaled.then(|| {
         let mut launch = attend.clone();
         launch.kernel = name(&pages(s.values.to_string()));
-        launch.grid[0] = items - dense_items;
-        launch.int(dense_items);
+        launch.grid[2] = page_items;
+        launch.int(0);
         launch
     });
-    attend.int(0);
+    attend.int(if scaled { page_items } else { 0 });
     Case { attend, compressed, partial_out, partial_lse, items, q_heads, total_q, expected }
 }
 

@@ -117,6 +117,11 @@ inline void copy16_async(uint32_t destination, const uint8_t* source) {
   }
   emulation::copy_async(&shared<uint8_t>(destination), source, 16);
 }
+inline void copy16_async_if(bool wanted, uint32_t destination, const uint8_t* source) {
+  if (wanted) {
+    copy16_async(destination, source);
+  }
+}
 // Reads the byte, so that an address outside every buffer is noticed.
 inline void prefetch_l2(const void* address) {
   static_cast<void>(*static_cast<const volatile uint8_t*>(address));
