@@ -4,8 +4,9 @@ attention kernels that torch and FlashInfer have. Prints a table; --json writes 
     MUSTAFAR_LIBRARY=target/release/libmustafar.so python3 benches/compare_gpu.py --json results.json
 
 A run is one decode step: one query token for each sequence. Before every run its contender runs once untimed, so that none
-finds its addresses translated and another does not, and then the L2 cache is overwritten, which also keeps the GPU busy
-while the host submits. All contenders take turns, round after round; figures are medians with the smallest and the
+finds its addresses translated and another does not, and then other memory is written and read, so that the L2 cache holds
+nothing of use and, as after the weights of a model, nothing that has to be written back; that also keeps the GPU busy while
+the host submits. All contenders take turns, round after round; figures are medians with the smallest and the
 largest run, in microseconds, between two events on the stream. FlashInfer is left out where it is not installed, and
 whatever does not fit in memory. "matmul" is attention as two products with the softmax between them and the KV heads
 repeated, which is what papers often call dense. At the end one shape is measured at every sparsity. benches/plot_gpu.py
@@ -184,8 +185,9 @@ def measure(calls, rounds, flush):
             flush.fill_(round_)
         for name, call in calls.items():
             call()
-            for _ in range(3):
+            for _ in range(2):
                 flush.fill_(round_)
+            flush.view(torch.int32).sum()
             events[name][0].record()
             call()
             events[name][1].record()
