@@ -385,7 +385,10 @@ pub(crate) fn attend(
     let launch = |kernel: AttendKernel, first: usize, items: usize| -> Result<_> {
         let shape = LaunchShape {
             shared_bytes: shared_fits(device, kernel.shared_bytes)?,
-            ..LaunchShape::new([rows[0], rows[1], grid_rows("items", items)?], ATTEND_THREADS)
+            ..LaunchShape::new(
+                [rows[0], rows[1], grid_rows("sequences.max_len / split_tokens", items)?],
+                ATTEND_THREADS,
+            )
         };
         Ok((kernel.kernel, shape, AttendParams { first_item: first as i32, ..params }))
     };
