@@ -41,7 +41,7 @@ const NEVER: usize = usize::MAX;
 /// the CPU backend, `None` on CUDA. docs/performance.md has the measurements: "Against the share kept" and "CPU: attention".
 const fn limits(level: Option<Level>, values: ValueType) -> [usize; 2] {
     match (level, values) {
-        (None, ValueType::F16 | ValueType::Bf16) => [96, 105],
+        (None, ValueType::F16 | ValueType::Bf16) => [103, 113],
         (None, ValueType::E4m3 | ValueType::Int8) => [NEVER, NEVER],
         (Some(Level::Avx512), ValueType::Int8) => [64, 103],
         (Some(Level::Avx512), ValueType::F16 | ValueType::Bf16) => [0, 64],
@@ -49,8 +49,8 @@ const fn limits(level: Option<Level>, values: ValueType) -> [usize; 2] {
     }
 }
 
-/// A ragged page takes as long as a uniform one with so many times its values (of 16 bits; 1.09 to 1.13 measured).
-const RAGGED: f64 = 1.12;
+/// A ragged page takes as long as a uniform one with so many times its values (of 16 bits; 1.09 to 1.21 measured).
+const RAGGED: f64 = 1.2;
 
 /// What [`attend_advice`] says. Its `Display` is a line for people.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -192,15 +192,15 @@ mod tests {
         let ragged = |kept: usize| PageFormat::ragged(F16, 128, 64, 64 * kept).unwrap();
         for (k, v, expected) in [
             (page(F16, 128, 64), page(F16, 128, 128), Speed::Faster),
-            (page(Bf16, 128, 65), page(Bf16, 128, 128), Speed::Even),
-            (page(F16, 128, 105), page(F16, 128, 105), Speed::Even),
-            (page(F16, 128, 105), page(F16, 128, 106), Speed::Slower),
+            (page(Bf16, 128, 79), page(Bf16, 128, 128), Speed::Even),
+            (page(F16, 128, 113), page(F16, 128, 113), Speed::Even),
+            (page(F16, 128, 113), page(F16, 128, 114), Speed::Slower),
             (page(F16, 64, 48), page(F16, 64, 48), Speed::Faster),
-            (page(F16, 256, 211), page(F16, 256, 211), Speed::Slower),
+            (page(F16, 256, 227), page(F16, 256, 227), Speed::Slower),
             (page(Int8, 128, 128), page(Int8, 128, 128), Speed::Faster),
-            // 1.12 * 93 of 128 is below 105, 1.12 * 94 above.
-            (ragged(93), ragged(93), Speed::Even),
-            (ragged(94), ragged(94), Speed::Slower),
+            // 1.2 * 94 of 128 is below 113, 1.2 * 95 above.
+            (ragged(94), ragged(94), Speed::Even),
+            (ragged(95), ragged(95), Speed::Slower),
         ] {
             assert_eq!(advice(CUDA, &k, &v).speed, expected, "{k:?}, {v:?}");
         }
@@ -219,7 +219,7 @@ mod tests {
     fn it_reads_as_a_line() {
         for (keep, line) in [
             (39, "faster than dense attention (188.0 of 512.0 bytes a token): pages take less"),
-            (100, "about even with dense attention (432.0 of 512.0 bytes a token): expanding"),
+            (112, "about even with dense attention (480.0 of 512.0 bytes a token): expanding"),
             (128, "slower than dense attention (544.0 of 512.0 bytes a token): 16-bit values"),
         ] {
             let found = advice(CUDA, &page(F16, 128, keep), &page(F16, 128, keep)).to_string();
