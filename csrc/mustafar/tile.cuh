@@ -14,10 +14,10 @@ namespace mustafar {
 template <int kRows>
 struct Rows {
   static constexpr int kTiles = kRows == 16 ? 2 : 1;  // column tiles of the scores
-  // Two lanes have the scores of the same four rows, so each keeps those of half of the tokens.
+  // Two lanes have the scores of the same four rows, so each keeps those of half of the tokens. Lanes with
+  // the same rows differ in bit kFirstLane and above.
   static constexpr int kTokenTiles = kRows == 4 ? 1 : 2;
-  static constexpr int kFirstLane =
-      kRows == 4 ? 2 : 4;  // lanes with the same rows differ in this bit and above
+  static constexpr int kFirstLane = kRows == 4 ? 2 : 4;
   static constexpr int kOutTiles = kRows == 4 ? 1 : 2 * kTiles;  // of the output: column tile x parity
 
   // Token of the tile whose score is number i of token tile m.
@@ -51,6 +51,7 @@ using Scores = float[Rows<kRows>::kTokenTiles][Rows<kRows>::kTiles][4];
 template <int kRows>
 using Products = float[2][Rows<kRows>::kTiles][4];
 
+// The scores that lane t of a quad keeps.
 template <int kRows>
 __device__ __forceinline__ void share_out(const Products<kRows>& products, Scores<kRows>& scores, int t) {
 #pragma unroll
