@@ -13,8 +13,8 @@ constexpr int kScaleBytes = 2 * kTileTokens;  // of one side of a tile
 
 // Copies the scales of K and of V of a tile, a lane for each 8 rows of a side.
 struct ScaleCopier {
-  const uint8_t* from;   // scales of page 0
-  uint32_t page_stride;  // in units of 16 bytes
+  const uint8_t* from;  // scales of page 0
+  uint32_t stride;      // of pages, in pieces of 16 bytes
   uint32_t to;
 
   __device__ __forceinline__ ScaleCopier(const AttendParams& p, int head, uint32_t scales, int lane) {
@@ -22,20 +22,19 @@ struct ScaleCopier {
     const int in_page = p.sequences.page_tokens == 16 ? lane & 1 : lane & 3;
     from = pool.pages + head * pool.head_stride_bytes + pool.values_offset_bytes -
            2 * p.sequences.page_tokens + 16 * in_page;
-    page_stride = static_cast<uint32_t>(pool.page_stride_bytes >> 4);
+    stride = page_stride(pool);
     to = scales + 16 * lane;
     keep_in_register(from);
-    keep_in_register(page_stride);
+    keep_in_register(stride);
     keep_in_register(to);
   }
 
   __device__ __forceinline__ void copy(const TilePages& tile, int page_tokens, int token, int length,
                                        int lane) const {
     const bool second = page_tokens == 16 && (lane & 2) != 0;
-    const uint64_t page = static_cast<uint32_t>(second ? tile.page[1] : tile.page[0]);
+    const int page = second ? tile.page[1] : tile.page[0];
     const uint32_t piece = static_cast<uint32_t>(token & (page_tokens - 1)) / 8;
-    copy16_async_if(lane < 8 && token + 8 * (lane & 3) < length, to,
-                    from + ((page * page_stride + piece) << 4));
+    copy16_async_if(lane < 8 && token + 8 * (lane & 3) < length, to, from + page_offset(page, stride, piece));
   }
 };
 

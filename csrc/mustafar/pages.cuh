@@ -20,12 +20,14 @@ struct TilePages {
   int page[2];
 };
 
-// From the first page to piece `piece` of 16 bytes of page `page`, in bytes. In such pieces a stride fits in
-// 32 bits, and one instruction multiplies to 64.
-__device__ __forceinline__ uint64_t page_offset(int page, int64_t stride_bytes, uint32_t piece = 0) {
-  return (static_cast<uint64_t>(static_cast<uint32_t>(page)) * static_cast<uint32_t>(stride_bytes >> 4) +
-          piece)
-         << 4;
+// From the first page to piece `piece` of 16 bytes of page `page`, in bytes. In such pieces the stride of
+// pages fits in 32 bits, and one instruction multiplies to 64.
+__device__ __forceinline__ uint64_t page_offset(int page, uint32_t stride, uint32_t piece = 0) {
+  return (static_cast<uint64_t>(static_cast<uint32_t>(page)) * stride + piece) << 4;
+}
+
+__device__ __forceinline__ uint32_t page_stride(const AttendPool& pool) {
+  return static_cast<uint32_t>(pool.page_stride_bytes >> 4);
 }
 
 // The base-2 logarithm of the tokens of a page. A division would cost 20 instructions, and a shift that is
@@ -98,7 +100,7 @@ struct TileCopier {
   __device__ __forceinline__ void copy_rows(const AttendPool& pool, int page, int row0, int at,
                                             int lane) const {
     constexpr int kRows = kSmallPages ? 16 : 32;
-    const uint8_t* rows_from = from + page_offset(page, pool.page_stride_bytes, row0 * kBits / 16);
+    const uint8_t* rows_from = from + page_offset(page, page_stride(pool), row0 * kBits / 16);
     const uint8_t* values_from =
         rows_from + static_cast<uint32_t>(pool.values_offset_bytes + row0 * (pool.row_bytes - kBits));
     uint32_t to = values_to + at * pool.shared_row_bytes;

@@ -52,7 +52,7 @@ struct RaggedSlots {
 
   static __device__ __forceinline__ const uint8_t* page_of(const uint8_t* pages, const AttendPool& pool,
                                                            int page) {
-    return pages + page_offset(page, pool.page_stride_bytes);
+    return pages + page_offset(page, page_stride(pool));
   }
 
   // What is known ahead, so that no copy waits for a chain of loads: the page and the spans of the tile that
