@@ -103,20 +103,20 @@ impl Plan {
             // Two waves of blocks stay below the most there may be or one item each, and a block has `tile_rows` results.
             let filled = blocks.max(most_blocks).checked_mul(2 * tile_rows as usize).ok_or_else(overflow)?;
             let results = all.min(filled);
-            let mut split = split_for(tokens, items_for(BLOCKS_PER_MULTIPROCESSOR), TILE_TOKENS);
-            let is_long = split > long_split;
-            let long = items_for(MOST_BLOCKS_PER_MULTIPROCESSOR);
-            if is_long && !with_tail {
-                split = split_for(tokens, long, TILE_TOKENS);
+            let even = |split: usize| Cut {
+                split,
+                long: tokens.div_ceil(split),
+                short_split: split,
+                short: 0,
+                results,
+            };
+            let split = split_for(tokens, items_for(BLOCKS_PER_MULTIPROCESSOR), TILE_TOKENS);
+            if split <= long_split {
+                return Ok(even(split));
             }
-            if !is_long || !with_tail {
-                return Ok(Cut {
-                    split,
-                    long: tokens.div_ceil(split),
-                    short_split: split,
-                    short: 0,
-                    results,
-                });
+            let long = items_for(MOST_BLOCKS_PER_MULTIPROCESSOR);
+            if !with_tail {
+                return Ok(even(split_for(tokens, long, TILE_TOKENS)));
             }
             let split = (tokens / long - tokens / long / TAIL) / MIN_SPLIT * MIN_SPLIT;
             let rest = tokens - long * split;
