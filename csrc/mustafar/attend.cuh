@@ -156,9 +156,10 @@ struct Warp {
   }
 
   // Sets to -inf what a row must not see of the tile at position `start`, and what is at or past `limit`.
+  template <typename Order>
   __device__ __forceinline__ void mask_scores(Scores<kRows>& scores, int start, int limit) const {
     each_score(scores, [&](float s, int m, int n, int i) {
-      const int position = start + Rows<kRows>::token(m, i, g, t);
+      const int position = start + Order::row_of(Rows<kRows>::token(m, i, g, t));
       const int end = view.end(view.row0 + Rows<kRows>::of_score(n, 2 * t + (i & 1)));
       return position < min(end, limit) && position >= view.begin(end) ? s : -INFINITY;
     });
@@ -198,13 +199,14 @@ struct Warp {
       key_copier.copy(p.k, next.key(), table.page_tokens, token + kStep, part.end, lane);
       scale_scores(scores);
       if (masked) {
-        mask_scores(scores, position + token, position + part.end);
+        mask_scores<Pages>(scores, position + token, position + part.end);
       }
       softmax.template update<D>(scores, out);
       copy_wait<1>();
       __syncwarp();
       if (masked) {
-        clear_rows<D>(value_slot, view.visible_rows<kRows>(position + token, position + part.end), lane);
+        clear_rows<D, Pages>(value_slot, view.visible_rows<kRows>(position + token, position + part.end),
+                             lane);
       }
       accumulate_tile<T, D, kRows>(typename Pages::Values{p.v, value_slot, g, scratch}, scores, out, g, t);
       __syncwarp();
@@ -230,7 +232,7 @@ struct Warp {
       score_tile<T, D, kRows>(DenseKeys<kWide, kHalves>{{keys, token, visible}, t}, q, kNoCenter, scores, g,
                               t);
       scale_scores(scores);
-      mask_scores(scores, start, position + part.end);
+      mask_scores<RowOrder>(scores, start, position + part.end);
       softmax.template update<D>(scores, out);
       if constexpr (!kHalves) {
         __syncwarp();  // keeps loads of values from rising above

@@ -133,8 +133,9 @@ struct CodeWarp : Warp<f16, D, kRows> {
     unit[n][1] = __shfl_sync(0xffffffffu, row_unit, 8 * t + 4) + rest[1];
   }
 
+  template <typename Order>
   __device__ __forceinline__ int scale_token(int r) const {
-    return Rows<kRows>::token(r / 2, 2 * (r % 2), g, t);
+    return Order::row_of(Rows<kRows>::token(r / 2, 2 * (r % 2), g, t));
   }
 
   static __device__ __forceinline__ uint32_t byte_at(int value, int i) {
@@ -224,8 +225,8 @@ struct CodeWarp : Warp<f16, D, kRows> {
       float key_scale[kScales], value_scale[kScales];
 #pragma unroll
       for (int r = 0; r < kScales; ++r) {
-        key_scale[r] = load_scale(key_slot + Pages::kScalesAt, scale_token(r));
-        value_scale[r] = load_scale(key_slot + Pages::kScalesAt + kScaleBytes, scale_token(r));
+        key_scale[r] = load_scale(key_slot + Pages::kScalesAt, scale_token<Pages>(r));
+        value_scale[r] = load_scale(key_slot + Pages::kScalesAt + kScaleBytes, scale_token<Pages>(r));
       }
       __syncwarp();
       scale_copier.copy(next.scales(), page_tokens, token + kStep, part.end, lane);
@@ -241,19 +242,19 @@ struct CodeWarp : Warp<f16, D, kRows> {
         value_scale[r] = log2_approx(value_scale[r]);
       }
       if (masked) {
-        Base::mask_scores(scores, position + token, position + part.end);
+        Base::template mask_scores<Pages>(scores, position + token, position + part.end);
         const uint32_t visible = view.template visible_rows<kRows>(position + token, position + part.end);
 #pragma unroll
         for (int r = 0; r < kScales; ++r) {
-          value_scale[r] = visible >> scale_token(r) & 1u ? value_scale[r] : 0.0f;
+          value_scale[r] = visible >> scale_token<Pages>(r) & 1u ? value_scale[r] : 0.0f;
         }
       }
       softmax.template update<D>(scores, value_scale, out, weights);
       copy_wait<1>();
       __syncwarp();
       if (masked) {
-        clear_rows<D>(value_slot, view.template visible_rows<kRows>(position + token, position + part.end),
-                      lane);
+        clear_rows<D, Pages>(value_slot,
+                             view.template visible_rows<kRows>(position + token, position + part.end), lane);
       }
       accumulate_tile<f16, D, kRows>(typename Pages::Values{p.v, value_slot, table, g}, scores, out, g, t);
       __syncwarp();

@@ -132,7 +132,7 @@ struct CodeValueRow {
 
 // Uniform pages with codes, as the loop over tiles uses them.
 template <int D, typename Codes>
-struct CodePages {
+struct CodePages : RowOrder {
   using Copier = TileCopier<D>;
   using Scales = ScaleCopier;
   using Next = typename UniformPages<D>::Next;

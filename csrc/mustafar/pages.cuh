@@ -143,6 +143,13 @@ struct TileCopier {
   }
 };
 
+// The row of a tile that the products take at a position, and the place of its bitmap in the slot: as they
+// come.
+struct RowOrder {
+  static __device__ __forceinline__ int row_of(int position) { return position; }
+  static __device__ __forceinline__ int bits_of(int position) { return position; }
+};
+
 // A key row. Lane t of a quad takes the channels 32 k + 8 t + (0 to 7), for each k.
 template <int D>
 struct KeyRow {
@@ -192,7 +199,7 @@ struct ValueRow {
 
 // Uniform pages, as the loop over tiles uses them.
 template <int D>
-struct UniformPages {
+struct UniformPages : RowOrder {
   using Copier = TileCopier<D>;
 
   // Where the tile is that is copied next.
@@ -247,14 +254,13 @@ struct UniformPages {
   };
 };
 
-// Makes the rows of a slot whose bit in `visible` is 0 expand to zeros, whatever bytes they hold. Lane r does
-// row r.
-template <int D>
+// Makes the rows of a slot whose bit in `visible` is 0 expand to zeros, whatever bytes they hold.
+template <int D, typename Pages>
 __device__ __forceinline__ void clear_rows(uint32_t slot, uint32_t visible, int lane) {
-  if (!(visible >> lane & 1u)) {
+  if (!(visible >> Pages::row_of(lane) & 1u)) {
 #pragma unroll
     for (int i = 0; i < D / 32; ++i) {
-      store_shared_u32(slot + lane * (D / 8) + 4 * i, 0);
+      store_shared_u32(slot + Pages::bits_of(lane) * (D / 8) + 4 * i, 0);
     }
   }
   __syncwarp();

@@ -132,6 +132,10 @@ __device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t valu
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared_v2(uint32_t address, uint2 value) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+
 // Loads a 16-bit value where bit kBit of `mask` is set and leaves `value` alone elsewhere. A loaded value is
 // zero-extended, so the upper half of `value` stays 0 once it is. The tests of neighbouring bits are written
 // so that the assembler turns seven of them into one instruction (R2P).

@@ -1,207 +1,227 @@
 // Tiles of compressed tokens in ragged pages. One side may be uniform: then the same code runs on row offsets
 // that are computed instead of loaded.
 //
-// The values that a tile has in a page are one run of data-dependent length, of which the whole 16-byte
-// pieces are copied. A slot in shared memory holds the 32 bitmap rows, where the values of each row are, and
+// The values that a tile has in a page are one run of data-dependent length. They are copied in chunks of 8
+// rows, each by 8 lanes and in whole pieces of 16 bytes; a piece that two chunks share is copied by both. In
+// shared memory chunks start a quarter of the banks apart, so that rows which are read together, see
+// ChunkOrder, rarely meet in a bank. A slot holds the 32 bitmap rows, where the values of each row are, and
 // then the run; two runs where pages have 16 tokens. Offsets of a damaged page are clamped, so that whatever
 // they say nothing outside the page or (2 * D bytes beyond) the slot is read. ragged_codes.cuh is about
 // values of 8 bits.
 //
-// Lane r looks after row r of the tile, and copies its share of the page that holds row r.
+// Lane r looks after row r of the tile, and copies its share of the chunk that holds row r.
 #pragma once
 
 #include "mustafar/pages.cuh"
 
 namespace mustafar {
 
+constexpr int kChunkRows = 8;
+constexpr int kChunks = kTileTokens / kChunkRows;
+// Bytes by which a chunk lies further from the one before than in the page, and then up to as many more to
+// the bank where it starts.
+constexpr int kChunkApart = 112;
+
 // Registers that a thread needs on top of those for uniform pages.
 constexpr int ragged_registers(int rows) { return rows == 4 ? 0 : 4; }
+
+// The products take keys 8 rows at a time, two of each chunk, and values 4 rows, one of each.
+struct ChunkOrder {
+  static __device__ __forceinline__ int row_of(int position) {
+    return kChunkRows * (position / 2 % 4) + 4 * (position / 16) + 2 * (position % 2) + position / 8 % 2;
+  }
+
+  static __device__ __forceinline__ int position_of(int row) {
+    return 16 * (row / 4 % 2) + 8 * (row % 2) + 2 * (row / kChunkRows) + row / 2 % 2;
+  }
+};
 
 // Where the values of a row start and end in the page.
 struct Span {
   int begin, end;
 };
 
+// What row `lane` of a tile is copied from.
 struct RaggedTile {
-  int page;
+  const uint8_t* page;
   Span span;
 };
 
 // What does not depend on how values expand, which take kValueBytes each.
 template <int D, int kValueBytes>
-struct RaggedSlots {
+struct RaggedSlots : ChunkOrder {
   static constexpr int kBits = D / 8;
-  static constexpr int kSpansAt = kTileTokens * kBits;  // in the slot: 8 bytes per row
+  static constexpr int kSpansAt = kTileTokens * kBits;  // in the slot: 8 bytes per row, by position
   static constexpr int kValuesAt = kSpansAt + kTileTokens * 8;
   // Spans in the slot are addresses of first values, or of 16-bit ones those of the values in front of them.
   static constexpr int kInFront = kValueBytes == 2 ? 2 : 0;
 
+  // Where the bitmap of the row at a position lies among those of the slot: by position if it has whole
+  // pieces, else as in the page.
+  static __device__ __forceinline__ int bits_of(int position) {
+    return kBits % 16 == 0 ? position : row_of(position);
+  }
+
   static __device__ __forceinline__ int slot_bytes(const AttendPool& pool, int page_tokens) {
-    return kValuesAt + (page_tokens == 16 ? 2 : 1) * pool.run_bytes;
+    return kValuesAt + (page_tokens == 16 ? 2 : 1) * pool.run_bytes + kChunks * kChunkApart;
   }
 
-  // Pages of a head, 16 bytes further on for each lane.
-  static __device__ __forceinline__ const uint8_t* lane_pages(const AttendPool& pool, int head, int lane) {
-    return pool.pages + head * pool.head_stride_bytes + 16 * lane;
-  }
-
-  // First row of those that share a page with row `lane` of a tile.
-  static __device__ __forceinline__ int first_row(int page_tokens, int lane) {
-    return page_tokens == 16 ? lane & 16 : 0;
-  }
-
-  static __device__ __forceinline__ const uint8_t* page_of(const uint8_t* pages, const AttendPool& pool,
-                                                           int page) {
-    return pages + page_offset(page, page_stride(pool));
-  }
-
-  // What is known ahead, so that no copy waits for a chain of loads: the page and the spans of the tile that
-  // is copied next, and the page of the one after it. As soon as spans are used, those of the tile after are
-  // asked for.
+  // What is known ahead, so that no copy waits for a chain of loads: the pages and the spans of the tile that
+  // is copied next, and the number of the page of the one after it. As soon as a side's are used, those of
+  // the tile after are asked for. The last token stands for those behind it.
   struct Next {
-    const AttendParams& p;
-    const PageTable& table;
-    const int head, length, lane;
-    int token;  // of the tile that is copied next
-    int page;
-    int page_after;
-    Span keys;
-    Span values;
+    struct Side {
+      const AttendPool& pool;
+      const uint8_t* pages;  // of the head
+      RaggedTile tile;
+    };
 
-    __device__ __forceinline__ Next(const AttendParams& params, const PageTable& pages, int kv_head,
-                                    int first, int end, int thread)
-        : p(params),
-          table(pages),
-          head(kv_head),
+    const PageTable& table;
+    const int length, lane;
+    int token;  // of the tile that is copied next
+    int page_after;
+    Side k;
+    Side v;
+
+    __device__ __forceinline__ Next(const AttendParams& p, const PageTable& pages, int head, int first,
+                                    int end, int thread)
+        : table(pages),
           length(end),
           lane(thread),
           token(first),
-          page(find(first)),
-          page_after(find(first + kStep)),
-          keys(span(p.k, page, first)),
-          values(span(p.v, page, first)) {}
+          page_after(0),
+          k{p.k, p.k.pages + head * p.k.head_stride_bytes, {}},
+          v{p.v, p.v.pages + head * p.v.head_stride_bytes, {}} {
+      if (first < end) {
+        page_after = find(first);
+        seek(k, first);
+        seek(v, first);
+        page_after = find(first + kStep);
+      }
+    }
 
     // The arguments are those of the constructor, with the token of the tile that is copied next.
     __device__ __forceinline__ void advance(const AttendParams&, const PageTable&, int, int next, int, int) {
       token = next;
-      page = page_after;
-      page_after = find(next + kStep);
+      if (next < length) {
+        page_after = find(next + kStep);
+      }
     }
 
-    __device__ __forceinline__ RaggedTile key() {
-      const RaggedTile tile = {page, keys};
-      keys = span(p.k, page_after, token + kStep);
+    __device__ __forceinline__ RaggedTile key() { return take(k); }
+    __device__ __forceinline__ RaggedTile value() { return take(v); }
+    __device__ __forceinline__ const Next& scales() const { return *this; }
+
+    __device__ __forceinline__ RaggedTile take(Side& side) const {
+      const RaggedTile tile = side.tile;
+      if (token < length) {
+        seek(side, token + kStep);
+      }
       return tile;
     }
-
-    __device__ __forceinline__ RaggedTile value() {
-      const RaggedTile tile = {page, values};
-      values = span(p.v, page_after, token + kStep);
-      return tile;
-    }
-
-    __device__ __forceinline__ int scales() const { return page; }
 
     // Number of the page that holds row `lane` of the tile at token `at`.
     __device__ __forceinline__ int find(int at) const {
-      const int first = at + first_row(table.page_tokens, lane);
-      if (first >= length) {
-        return 0;
-      }
-      return table.page(first);
+      const int first = table.page_tokens == 16 ? lane & 16 : 0;
+      return table.page(min(at + first, length - 1));
     }
 
-    // The span of row `lane` of the tile at token `at`, which lies in page `number`.
-    __device__ __forceinline__ Span span(const AttendPool& pool, int number, int at) const {
-      if (at + lane >= length) {
-        return {0, 0};
-      }
-      const int row = (at + lane) & (table.page_tokens - 1);
+    // Makes the tile at token `at`, which lies in page page_after, that which is copied next.
+    __device__ __forceinline__ void seek(Side& side, int at) const {
+      const AttendPool& pool = side.pool;
+      const uint32_t row = min(at + lane, length - 1) & (table.page_tokens - 1);
+      side.tile.page = side.pages + page_offset(page_after, page_stride(pool));
       if (pool.row_bytes > 0) {
         const int keep = pool.row_bytes / kValueBytes;
-        return {row * keep, row * keep + keep};
+        side.tile.span.begin = row * keep;
+        side.tile.span.end = row * keep + keep;
+      } else {
+        const uint32_t at_row = table.page_tokens * kBits + 2 * row;
+        const uint16_t* offsets = reinterpret_cast<const uint16_t*>(side.tile.page + at_row);
+        side.tile.span = {offsets[0], offsets[1]};
       }
-      const uint8_t* bits = page_of(pool.pages + head * pool.head_stride_bytes, pool, number);
-      const uint16_t* offsets = reinterpret_cast<const uint16_t*>(bits + table.page_tokens * kBits) + row;
-      return {offsets[0], offsets[1]};
     }
   };
 
   // Copies one side of the tiles of a sequence and KV head into a slot.
   struct Copier {
-    const uint8_t* from;
     uint32_t slot;
     int values_at;
 
     // Values start `at` bytes into the slot.
-    __device__ __forceinline__ Copier(const AttendPool& pool, int head, uint32_t to, int lane,
-                                      int at = kValuesAt)
-        : from(lane_pages(pool, head, lane)), slot(to), values_at(at) {}
+    __device__ __forceinline__ Copier(const AttendPool&, int, uint32_t to, int, int at = kValuesAt)
+        : slot(to), values_at(at) {}
 
-    // Starts copying what a page has of the tile at `token`: 32 rows, or if kSmallPages 16, by as many lanes.
-    // Of bitmaps also rows past the length are copied, which lie inside the page.
-    template <bool kSmallPages>
-    __device__ __forceinline__ void copy_rows(const AttendPool& pool, const RaggedTile& tile, int page_tokens,
-                                              int token, int length, int lane) const {
-      constexpr int kRows = kSmallPages ? 16 : kTileTokens;
-      constexpr int kPiece = 16 * kRows;  // bytes that the lanes copy at a time
-      const int first = kSmallPages ? lane & 16 : 0;
-      const int rows = min(length - token - first, kRows);  // below 1 where a second page is not needed
-      const int run_begin = min(__shfl_sync(0xffffffffu, tile.span.begin, first), pool.capacity);
-      const int last = __shfl_sync(0xffffffffu, tile.span.end, first + max(rows, 1) - 1);
-      const int run_end = max(min(min(last, pool.capacity), run_begin + kRows * D), run_begin);
-      const int start = run_begin & -(16 / kValueBytes);  // what is copied starts on 16 bytes
-      const int share = 16 * (lane - first);
-      const uint8_t* page = page_of(from, pool, tile.page) - 16 * first;
-      const uint32_t run = slot + values_at + (first == 0 ? 0 : pool.run_bytes);
-
-      if (!kSmallPages || rows > 0) {
-        const uint8_t* bits = page + ((token + first) & (page_tokens - 1)) * kBits;
-        const uint32_t to = slot + first * kBits + share;
+    // Each half of the lanes copies the bitmaps of 16 rows; `row` is in the page the lane's own.
+    __device__ __forceinline__ void copy_bits(const uint8_t* page, uint32_t row, int lane) const {
+      constexpr int kHalf = 16 * kBits;
+      const int share = 16 * (lane % 16);
+      const uint8_t* from = page + (row % 16 * 16 + row / 16 * kHalf);
+      const int first = lane / 16 * 16 + share / kBits;
+      const uint32_t to =
+          slot + (kBits % 16 == 0 ? position_of(first) * kBits + share % kBits : lane / 16 * kHalf + share);
 #pragma unroll
-        for (int i = 0; i < kRows * kBits; i += kPiece) {
-          if (i + kPiece <= kRows * kBits || i + share < kRows * kBits) {
-            copy16_async(to + i, bits + i);
-          }
-        }
+      for (int i = 0; i < kHalf; i += 256) {
+        copy16_async_if(i + 256 <= kHalf || i + share < kHalf, to + position_of(i / kBits) * kBits, from + i);
       }
-      const uint8_t* values = page + (pool.values_offset_bytes + kValueBytes * start);
-      uint32_t to = run + share;
-      int left = kValueBytes * (run_end - start);
-#pragma unroll 1
-      for (; left >= 4 * kPiece; left -= 4 * kPiece) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          copy16_async(to + kPiece * i, values + kPiece * i);
-        }
-        to += 4 * kPiece;
-        values += 4 * kPiece;
-      }
-#pragma unroll 1
-      for (; left > share; left -= kPiece) {
-        copy16_async(to, values);
-        to += kPiece;
-        values += kPiece;
-      }
-      // As unsigned numbers, what lies before the run lies behind it too.
-      const uint32_t size = run_end - start;
-      const uint32_t row_begin = min(static_cast<uint32_t>(tile.span.begin - start), size);
-      const uint32_t row_end = min(static_cast<uint32_t>(tile.span.end - start), size);
-      store_shared_u32(slot + kSpansAt + 8 * lane, run - kInFront + kValueBytes * row_begin);
-      store_shared_u32(slot + kSpansAt + 8 * lane + 4, run - kInFront + kValueBytes * row_end);
     }
 
-    // Starts copying the tile at `token`, nothing if that is at or past `length`.
+    // Starts copying the tile at `token`, nothing if that is at or past `length`. Of bitmaps also rows past
+    // the length are copied, which lie inside the page.
     __device__ __forceinline__ void copy(const AttendPool& pool, const RaggedTile& tile, int page_tokens,
                                          int token, int length, int lane) const {
       if (token < length) {
-        if (page_tokens != 16) {
-          copy_rows<false>(pool, tile, page_tokens, token, length, lane);
-        } else {
-          copy_rows<true>(pool, tile, page_tokens, token, length, lane);
-        }
+        copy_bits(tile.page, (token + lane) & (page_tokens - 1), lane);
+        // Rows past the length must not be copied over others.
+        const Span span = {token + lane < length ? tile.span.begin : tile.span.end, tile.span.end};
+        copy_values(pool, {tile.page, span}, page_tokens == 16 ? lane & 16 : 0, lane);
       }
       copy_commit();
+    }
+
+    // `first` is the first row of the tile that lies in the lane's page.
+    __device__ __forceinline__ void copy_values(const AttendPool& pool, const RaggedTile& tile, int first,
+                                                int lane) const {
+      constexpr int kPieceValues = 16 / kValueBytes;
+      const int run_begin = min(__shfl_sync(0xffffffffu, tile.span.begin, first), pool.capacity);
+      const int start = run_begin & -kPieceValues;  // what is copied starts on 16 bytes
+      // All counted from there. As unsigned numbers, what lies before the run lies behind it too.
+      const uint32_t most = min(pool.capacity - start, pool.run_bytes / kValueBytes);
+      const uint32_t begin = min(static_cast<uint32_t>(tile.span.begin - start), most);
+      const uint32_t end = min(static_cast<uint32_t>(tile.span.end - start), most);
+      const uint32_t chunk =
+          __shfl_sync(0xffffffffu, begin, lane & -kChunkRows) / kPieceValues * kPieceValues;
+      const uint32_t chunk_end = __shfl_sync(0xffffffffu, end, lane | (kChunkRows - 1));
+
+      // The lanes of a chunk copy a line of 128 bytes at a time, of the first line what belongs to the chunk.
+      constexpr int kLine = 16 * kChunkRows;
+      const uint32_t share = 16 * (lane % kChunkRows);
+      const uint64_t first_piece =
+          reinterpret_cast<uint64_t>(tile.page) + (pool.values_offset_bytes + kValueBytes * (start + chunk));
+      const uint32_t in_line = static_cast<uint32_t>(first_piece) % kLine;
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(first_piece / kLine * kLine | share);
+      const int q = lane / kChunkRows;
+      const uint32_t run = slot + values_at + (first == 0 ? 0 : pool.run_bytes);
+      // The first of what is far enough from the chunk in front and q quarters of the banks from a full turn.
+      const uint32_t chunk_at =
+          (run + kValueBytes * chunk + (kChunkApart - 32) * q + 127) / 128 * 128 + 32 * q;
+      uint32_t to = chunk_at + share - in_line;
+      int left = kValueBytes * (chunk_end - chunk) + in_line - share;
+      bool inside = share >= in_line;
+#pragma unroll 1
+      do {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          copy16_async_if(left > kLine * i && (i > 0 || inside), to + kLine * i, from + kLine * i);
+        }
+        to += 4 * kLine;
+        from += 4 * kLine;
+        left -= 4 * kLine;
+        inside = true;
+      } while (__any_sync(0xffffffffu, left > 0));
+      const uint32_t values = chunk_at - kValueBytes * chunk - kInFront;
+      store_shared_v2(slot + kSpansAt + 8 * position_of(lane),
+                      {values + kValueBytes * begin, values + kValueBytes * end});
     }
   };
 };
@@ -217,9 +237,10 @@ struct RaggedPages : RaggedSlots<D, 2> {
     int t;
     Scratch& scratch;
 
-    __device__ __forceinline__ KeyRow<D> row(int r) const {
-      KeyRow<D> row{{}, load_shared_u32(slot + kSpansAt + 8 * r), low_bits(8 * t), 0x4440u + t, scratch};
-      row.bits.load(slot + r * kBits);
+    __device__ __forceinline__ KeyRow<D> row(int position) const {
+      const uint32_t before = load_shared_u32(slot + kSpansAt + 8 * position);
+      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
+      row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }
   };
@@ -230,10 +251,10 @@ struct RaggedPages : RaggedSlots<D, 2> {
     int g;
     Scratch& scratch;
 
-    __device__ __forceinline__ ValueRow<D> row(int r) const {
-      const uint2 span = load_shared_v2(slot + kSpansAt + 8 * r);
+    __device__ __forceinline__ ValueRow<D> row(int position) const {
+      const uint2 span = load_shared_v2(slot + kSpansAt + 8 * position);
       ValueRow<D> row{{}, span.x, span.y, low_bits(4 * g), g, scratch};
-      row.bits.load(slot + r * kBits);
+      row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }
   };

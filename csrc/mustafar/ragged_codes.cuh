@@ -24,31 +24,21 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
     return Slots::slot_bytes(pool, page_tokens);
   }
 
-  // As ScaleCopier, a lane for each 8 rows of both sides; pages of 16 tokens have two such lanes each.
+  // Every eighth lane copies the scales of 8 keys, from its own row on, and the lane after it those of the
+  // values.
   struct Scales {
-    const AttendParams& p;
-    const int head;
     const uint32_t to;
 
-    __device__ __forceinline__ Scales(const AttendParams& params, int kv_head, uint32_t scales, int)
-        : p(params), head(kv_head), to(scales) {}
+    __device__ __forceinline__ Scales(const AttendParams&, int, uint32_t scales, int) : to(scales) {}
 
-    // `page` holds row `lane` of the tile at `token`.
-    __device__ __forceinline__ void copy(int page, int page_tokens, int token, int length, int lane) const {
-      const int first = Slots::first_row(page_tokens, lane);
-      const int eight = lane - first;
-      const int row = first + 8 * eight;
-      if (eight < min(page_tokens, kTileTokens) / 8 && token + row < length) {
-        const int offset = 2 * ((token + first) & (page_tokens - 1)) - 2 * page_tokens - 16 * first;
-        copy_side(p.k, page, offset, lane, to + 2 * row);
-        copy_side(p.v, page, offset, lane, to + kScaleBytes + 2 * row);
-      }
-    }
-
-    __device__ __forceinline__ void copy_side(const AttendPool& pool, int page, int offset, int lane,
-                                              uint32_t to_row) const {
-      const uint8_t* from = Slots::page_of(Slots::lane_pages(pool, head, lane), pool, page);
-      copy16_async(to_row, from + (pool.values_offset_bytes + offset));
+    __device__ __forceinline__ void copy(const typename Slots::Next& next, int page_tokens, int token,
+                                         int length, int lane) const {
+      const auto& side = lane % 2 == 0 ? next.k : next.v;
+      const int row = lane & -8;
+      const uint32_t in_page = (token + row) & (page_tokens - 1);
+      const uint32_t at = side.pool.values_offset_bytes - 2 * page_tokens + 2 * in_page;
+      copy16_async_if(lane % 8 < 2 && token + row < length, to + kScaleBytes * (lane % 2) + 2 * row,
+                      side.tile.page + at);
     }
   };
 
@@ -58,10 +48,10 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
     uint32_t table;
     int t;
 
-    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int r) const {
-      const uint2 span = load_shared_v2(slot + kSpansAt + 8 * r);
+    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int position) const {
+      const uint2 span = load_shared_v2(slot + kSpansAt + 8 * position);
       CodeKeyRow<D, Codes> row{{}, span.x, span.y, low_bits(8 * t), table, static_cast<uint32_t>(8 * t)};
-      row.bits.load(slot + r * kBits);
+      row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }
   };
@@ -72,9 +62,9 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
     uint32_t table;
     int g;
 
-    __device__ __forceinline__ CodeValueRow<D, Codes> row(int r) const {
-      const uint32_t span = slot + kSpansAt + 8 * r;
-      return {slot + r * kBits, load_shared_u32(g < 4 ? span : span + 4), g, table};
+    __device__ __forceinline__ CodeValueRow<D, Codes> row(int position) const {
+      const uint32_t span = slot + kSpansAt + 8 * position;
+      return {slot + Slots::bits_of(position) * kBits, load_shared_u32(g < 4 ? span : span + 4), g, table};
     }
   };
 };

@@ -20,7 +20,7 @@ struct Rows {
   static constexpr int kFirstLane = kRows == 4 ? 2 : 4;
   static constexpr int kOutTiles = kRows == 4 ? 1 : 2 * kTiles;  // of the output: column tile x parity
 
-  // Token of the tile whose score is number i of token tile m.
+  // Position in the tile of the token whose score is number i of token tile m. Pages say which row that is.
   static __device__ __forceinline__ int token(int m, int i, int g, int t) {
     return 16 * (kRows == 4 ? t >> 1 : m) + g + 4 * (i & 2);
   }

@@ -20,8 +20,9 @@ use std::ptr::null;
 const ATTEND_THREADS: u32 = 128;
 const ATTEND_WARPS: usize = 4;
 const COMBINE_THREADS: u32 = 256;
-/// Where the rows of a tile are, K or V, in the kernels for ragged pages.
-const RAGGED_OFFSET_BYTES: usize = 8 * TILE_TOKENS;
+/// What a tile, K or V, takes beside bitmaps and values in the kernels for ragged pages: where its rows are, and what
+/// keeps its chunks apart.
+const RAGGED_BYTES: usize = 8 * TILE_TOKENS + 4 * 112;
 /// Scales of a tile, K or V, in the kernels for 8-bit values.
 const SCALE_BYTES: usize = 2 * TILE_TOKENS;
 /// Kernels hold a sixteenth of the stride in 32 bits.
@@ -144,7 +145,7 @@ impl AttendKernel {
             let rows = Rows::new(format)?;
             let pages_of_tile = if format.page_tokens() < TILE_TOKENS { 2 } else { 1 };
             tiles += if pages.ragged {
-                RAGGED_OFFSET_BYTES + pages_of_tile * rows.run_bytes as usize
+                RAGGED_BYTES + pages_of_tile * rows.run_bytes as usize
             } else {
                 TILE_TOKENS * rows.shared_row_bytes as usize
             };

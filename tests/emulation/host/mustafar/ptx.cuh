@@ -101,6 +101,7 @@ inline uint32_t load_shared_u16(uint32_t address) { return shared<uint16_t>(addr
 inline uint2 load_shared_v2(uint32_t address) { return shared<uint2>(address); }
 inline uint4 load_shared_v4(uint32_t address) { return shared<uint4>(address); }
 inline void store_shared_u32(uint32_t address, uint32_t value) { shared<uint32_t>(address) = value; }
+inline void store_shared_v2(uint32_t address, uint2 value) { shared<uint2>(address) = value; }
 
 template <int kBit>
 void load_shared_u16_if(uint32_t mask, uint32_t& value, uint32_t address) {
