@@ -3,8 +3,7 @@
 #include "mustafar/attend.cuh"
 
 #define MST_ATTEND(dim, rows)                                                              \
-  extern "C" __global__ void __launch_bounds__(                                            \
-      128, mustafar::resident_ctas<dim, rows>(mustafar::kDenseRegisters))                  \
+  extern "C" __global__ void __launch_bounds__(128, mustafar::resident_ctas<dim, rows>())  \
       mst_attend_bf16_d##dim##_r##rows(const __grid_constant__ mustafar::AttendParams p) { \
     mustafar::attend<mustafar::bf16, dim, rows>(p);                                        \
   }

@@ -3,11 +3,11 @@
 #include "mustafar/attend.cuh"
 #include "mustafar/ragged.cuh"
 
-#define MST_ATTEND(dim, rows)                                                                                \
-  extern "C" __global__ void __launch_bounds__(                                                              \
-      128, mustafar::resident_ctas<dim, rows>(mustafar::ragged_registers(rows) + mustafar::kDenseRegisters)) \
-      mst_attend_ragged_bf16_d##dim##_r##rows(const __grid_constant__ mustafar::AttendParams p) {            \
-    mustafar::attend<mustafar::bf16, dim, rows, mustafar::RaggedPages<dim>>(p);                              \
+#define MST_ATTEND(dim, rows)                                                                     \
+  extern "C" __global__ void __launch_bounds__(                                                   \
+      128, mustafar::resident_ctas<dim, rows>(mustafar::ragged_registers(rows)))                  \
+      mst_attend_ragged_bf16_d##dim##_r##rows(const __grid_constant__ mustafar::AttendParams p) { \
+    mustafar::attend<mustafar::bf16, dim, rows, mustafar::RaggedPages<dim>>(p);                   \
   }
 
 #define MST_VARIANT_bf16(dim) MST_ATTEND_ALL(dim)

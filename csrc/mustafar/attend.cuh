@@ -16,13 +16,6 @@ constexpr int kBaseRegisters = 56;
 constexpr int kBaseRegisters = 52;
 #endif
 
-// What the function for dense tokens takes on top.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kDenseRegisters = 1;
-#else
-constexpr int kDenseRegisters = 0;
-#endif
-
 // CTAs per multiprocessor: as many as the register file has room for, by a formula that fits what the
 // compiler needs without spilling. More than four were not faster. `extra` registers are what the pages take
 // on top of uniform ones.
@@ -217,8 +210,8 @@ struct Warp {
 
   // Tokens `part` of the sinks or of the window, the first of which is at `position`.
   template <bool kWide>
-  __device__ __forceinline__ void attend_dense(const DenseSide& keys, const DenseSide& values, Range part,
-                                               int position) {
+  __device__ __forceinline__ void attend_dense(const DenseSide& keys, const DenseSide& values,
+                                               const Range& part, int position) {
     constexpr bool kHalves = D < 256;
     constexpr float kNoCenter[kTiles][2] = {};
 #pragma unroll 1
@@ -274,10 +267,12 @@ struct Warp {
   }
 };
 
-// Merges what the warps stored and writes the CTA's partial results.
-template <typename T, int D, int kRows, typename Values>
-__device__ __forceinline__ void write_partials(const AttendParams& p, const View& view, const Item& item,
-                                               const float* shared) {
+// Merges what the warps stored and writes the CTA's partial results. `exact` is write_exact of the item's
+// types, without its first two arguments.
+template <int D, int kRows, typename Exact>
+__device__ __forceinline__ void write_partials(const AttendParams& p, const Item& item, const float* shared,
+                                               Exact exact) {
+  const View& view = item.view;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   constexpr int kWarpFloats = kRows * (D + 2);
@@ -297,7 +292,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
     }
     const int64_t token = item.q_begin + (view.row0 + row) / view.group;
     const int64_t q_head = item.head * view.group + (view.row0 + row) % view.group;
-    const int64_t result = (token * q_heads + q_head) * p.items + p.first_item + blockIdx.z;
+    const int64_t result = (token * q_heads + q_head) * p.items + blockIdx.z;
     const bool empty = sum == 0.0f;  // and not `sum > 0`: a NaN must reach the result
     float lse = empty ? -INFINITY : reference + log2f(sum);
     const float normalise = 1.0f / sum;
@@ -315,7 +310,7 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
     const Range seen = {view.begin(end), end};
     if (empty ? item.any(seen) : __any_sync(0xffffffffu, !finite)) {
       const int64_t query = token * p.q_token_stride + q_head * p.q_head_stride;
-      const bool hidden = write_exact<T, D, Values>(p, item, seen, query, result, lse);
+      const bool hidden = exact(seen, query, result, lse);
       // Tokens of weight 0 whose values are infinite or NaN.
       lse = empty && hidden ? kLowest : lse;
     }
@@ -325,18 +320,20 @@ __device__ __forceinline__ void write_partials(const AttendParams& p, const View
   }
 }
 
-// An item of dense tokens, up to what the warps store in `merged`. Not inlined, and so free to use registers
-// as it likes: it has many loads under way at a time where the loop over pages has copies.
+// An item of dense tokens, which are rounded to T, up to what the warps store. Not inlined, and so free to
+// use registers as it likes: it has many loads under way at a time where the loop over pages has copies.
 template <typename T, int D, int kRows>
-__device__ __noinline__ void attend_dense_item(const AttendParams& p, const View& view, const Item& item,
-                                               float* merged) {
-  Warp<T, D, kRows> w(p, view, uniform(threadIdx.x / 32));
+__device__ __noinline__ void attend_dense(const AttendParams& p) {
+  const Item& item = shared_item();
+  MST_DYNAMIC_SHARED(shared);
+  const View& view = item.view;
+  Warp<T, D, kRows> w(p, view, threadIdx.x / 32);
   w.load_queries(item.head, item.q_begin);
   w.finish_queries(item.batch, item.head);
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
     const DenseParams& dense = i == 0 ? p.sinks : p.window;
-    const Range part = seen_by_any<kRows>(view, item.part[i], item.position[i]);
+    const Range& part = item.part[i];
     if (part.begin >= part.end) {
       continue;
     }
@@ -347,7 +344,7 @@ __device__ __noinline__ void attend_dense_item(const AttendParams& p, const View
       w.template attend_dense<false>(sides.keys, sides.values, part, item.position[i]);
     }
   }
-  w.store(merged + w.warp * kRows * (D + 2));
+  w.store(reinterpret_cast<float*>(shared) + w.warp * kRows * (D + 2));
 }
 
 // Tokens of an item, of pages or of sinks and window, up to whatever their number is.
@@ -365,8 +362,8 @@ __device__ __forceinline__ Range item_tokens(const AttendParams& p, int item) {
 
 // Puts what the CTA works on into shared memory. False if it has no rows.
 template <int kRows>
-__device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, Item& shared_item) {
-  const int item = p.first_item + blockIdx.z;
+__device__ __forceinline__ bool begin_item(const AttendParams& p, Item& shared_item) {
+  const int item = blockIdx.z;
   const int head = blockIdx.x % p.kv_heads;
   const int batch = blockIdx.y;
   int q_begin = batch * p.max_q_len;
@@ -398,6 +395,7 @@ __device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, It
   window = uniform(window);
   compressed = uniform(compressed);
   if (threadIdx.x == 0) {
+    View& view = shared_item.view;
     view.row0 = row0;
     view.rows = q_len * p.group;
     view.group = p.group;
@@ -409,10 +407,12 @@ __device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, It
     shared_item.batch = batch;
     shared_item.head = head;
     shared_item.dense = dense;
-    shared_item.part[0] = {tokens.begin, min(tokens.end, dense ? sinks : compressed)};
-    shared_item.part[1] = {tokens.begin, dense ? min(tokens.end, window) : tokens.begin};
     shared_item.position[0] = dense ? 0 : sinks;
     shared_item.position[1] = sinks + compressed;
+    const Range first = {tokens.begin, min(tokens.end, dense ? sinks : compressed)};
+    const Range second = {tokens.begin, dense ? min(tokens.end, window) : tokens.begin};
+    shared_item.part[0] = seen_by_any<kRows>(view, first, shared_item.position[0]);
+    shared_item.part[1] = seen_by_any<kRows>(view, second, shared_item.position[1]);
   }
   __syncthreads();
   return true;
@@ -421,29 +421,29 @@ __device__ __forceinline__ bool begin_item(const AttendParams& p, View& view, It
 template <typename T, int D, int kRows, typename Pages = UniformPages<D>>
 __device__ __forceinline__ void attend(const AttendParams& p) {
   MST_DYNAMIC_SHARED(shared);
-  __shared__ View view;
-  __shared__ Item item;
+  Item& item = shared_item();
   const int warp = uniform(threadIdx.x / 32);
   allow_next_kernel();
-  if (!begin_item<kRows>(p, view, item)) {
+  if (!begin_item<kRows>(p, item)) {
     return;
   }
   float* merged = reinterpret_cast<float*>(shared);
-  if (p.first_item + static_cast<int>(blockIdx.z) >= p.page_items) {
-    attend_dense_item<T, D, kRows>(p, view, item, merged);
+  if (item.dense) {
+    attend_dense<T, D, kRows>(p);
   } else {
-    Warp<T, D, kRows> w(p, view, warp);
+    Warp<T, D, kRows> w(p, item.view, warp);
     const int slots =
         Pages::slot_bytes(p.k, p.sequences.page_tokens) + Pages::slot_bytes(p.v, p.sequences.page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
-    const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
-    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, part, item.position[0],
-                                   key_slot);
+    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, item.part[0],
+                                   item.position[0], key_slot);
     __syncthreads();
     w.store(merged + threadIdx.x / 32 * kRows * (D + 2));
   }
   __syncthreads();
-  write_partials<T, D, kRows, T>(p, view, item, merged);
+  write_partials<D, kRows>(p, item, merged, [&](Range seen, int64_t query, int64_t result, float lse) {
+    return write_exact<T, D, T>(p, item, seen, query, result, lse);
+  });
 }
 
 }  // namespace mustafar

@@ -25,18 +25,17 @@ struct CodeWarp : Warp<f16, D, kRows> {
 
   static constexpr int kScales = 2 * Rows<kRows>::kTokenTiles;  // tokens that the lane has scores of
 
-  uint32_t table;
+  const LaneTable table;
   float unit[kTiles][2];     // what a product of codes and a query of the lane's columns is a multiple of
   float weights[kTiles][2];  // sums of what codes were multiplied by, over the lane's tokens
 
   __device__ __forceinline__ CodeWarp(const AttendParams& params, const View& shared_view, int warp_index,
-                                      uint32_t code_table)
-      : Base(params, shared_view, warp_index), table(code_table) {
+                                      const CodeTable& codes)
+      : Base(params, shared_view, warp_index), table(codes, this->lane) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       weights[n][0] = weights[n][1] = 0.0f;
     }
-    keep_in_register(table);
   }
 
   // Channels 2 pair and 2 pair + 1 of the lane's run in word k, as loaded.
@@ -237,10 +236,6 @@ struct CodeWarp : Warp<f16, D, kRows> {
       if (p.softcap != 0.0f) {
         Base::scale_scores(scores);
       }
-#pragma unroll
-      for (int r = 0; r < kScales; ++r) {
-        value_scale[r] = log2_approx(value_scale[r]);
-      }
       if (masked) {
         Base::template mask_scores<Pages>(scores, position + token, position + part.end);
         const uint32_t visible = view.template visible_rows<kRows>(position + token, position + part.end);
@@ -285,34 +280,63 @@ struct CodeWarp : Warp<f16, D, kRows> {
   }
 };
 
-// Items of compressed tokens only. Those of sinks and window, which have 16-bit values, are another launch's;
-// where the host lets this kernel overlap with that one, it ends after it.
+// Whether items of dense tokens have the end of the kernel to themselves: else the compiler lacks registers
+// for fewer channels, and for 256 then.
+template <int D>
+constexpr bool kFinishesDense = D < 256;
+
+// That end of theirs.
+template <typename T, int D, int kRows>
+__device__ __forceinline__ void finish_dense(const AttendParams& p, const Item& item, const float* merged) {
+  if constexpr (kFinishesDense<D>) {
+    __syncthreads();
+    write_partials<D, kRows>(p, item, merged, [&](Range seen, int64_t query, int64_t result, float lse) {
+      return write_exact<T, D, T>(p, item, seen, query, result, lse);
+    });
+  }
+}
+
 template <int D, int kRows, typename Codes, typename Pages = CodePages<D, Codes>>
 __device__ __forceinline__ void attend_codes(const AttendParams& p) {
   MST_DYNAMIC_SHARED(shared);
-  __shared__ View view;
-  __shared__ Item item;
-  __shared__ CodeEntry table[kCodeEntries];
+  Item& item = shared_item();
+  __shared__ CodeTable table;
   const int warp = uniform(threadIdx.x / 32);
   allow_next_kernel();
-  if (threadIdx.x < kCodeEntries) {
-    table[threadIdx.x] = code_entry(threadIdx.x);
+  table.fill(threadIdx.x, 32 * kWarps);
+  if (!begin_item<kRows>(p, item)) {
+    return;
   }
-  if (begin_item<kRows>(p, view, item)) {
-    CodeWarp<D, kRows, Codes> w(p, view, warp, shared_address(table));
+  float* merged = reinterpret_cast<float*>(shared);
+  if (item.dense) {
+    if (p.dense_dtype == kBf16) {
+      attend_dense<bf16, D, kRows>(p);
+      finish_dense<bf16, D, kRows>(p, item, merged);
+    } else {
+      attend_dense<f16, D, kRows>(p);
+      finish_dense<f16, D, kRows>(p, item, merged);
+    }
+    if constexpr (kFinishesDense<D>) {
+      return;
+    }
+  } else {
+    CodeWarp<D, kRows, Codes> w(p, item.view, warp, table);
     const int page_tokens = p.sequences.page_tokens;
     const int slots = Pages::key_slot_bytes(p.k, page_tokens) + Pages::value_slot_bytes(p.v, page_tokens);
     const uint32_t key_slot = shared_address(shared) + warp * slots;
-    const Range part = seen_by_any<kRows>(view, item.part[0], item.position[0]);
-    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, part, item.position[0],
-                                   key_slot);
+    w.template attend_pages<Pages>(blockIdx.y, blockIdx.x % p.kv_heads, item.q_begin, item.part[0],
+                                   item.position[0], key_slot);
     __syncthreads();
-    float* merged = reinterpret_cast<float*>(shared);
     w.template store<CodeChannels<D>>(merged + threadIdx.x / 32 * kRows * (D + 2));
-    __syncthreads();
-    write_partials<f16, D, kRows, Codes>(p, view, item, merged);
   }
-  wait_for_previous_kernel();
+  __syncthreads();
+  write_partials<D, kRows>(p, item, merged, [&](Range seen, int64_t query, int64_t result, float lse) {
+    if (kFinishesDense<D> || !item.dense) {
+      return write_exact<f16, D, Codes>(p, item, seen, query, result, lse);
+    }
+    return p.dense_dtype == kBf16 ? write_exact<bf16, D, bf16>(p, item, seen, query, result, lse)
+                                  : write_exact<f16, D, f16>(p, item, seen, query, result, lse);
+  });
 }
 
 }  // namespace mustafar

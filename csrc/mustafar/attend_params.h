@@ -51,8 +51,8 @@ struct DenseParams {
 //   4 * (8 * dim + 1408 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16
 // with parts = 2 for pages of 16 tokens and 1 for others.
 //
-// attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values,
-// items below page_items only. The first number of bytes is
+// attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values.
+// The first number of bytes is
 //   4 * (8 * dim + 128 + 32 * (k.shared_row_bytes + v.shared_row_bytes)) + 2 * dim + 16.
 //
 // attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r<kRows>: the same where
@@ -94,8 +94,8 @@ struct AttendParams {
   float scale;             // factor of q.k
   float softcap;           // 0: none
   int32_t max_len;         // upper bound of the compressed tokens
-  int32_t items;           // of the call, which may take several launches
-  int32_t first_item;      // of the launch
+  int32_t items;
+  int32_t dense_dtype;  // Dtype, kF16 or kBf16: what kernels for 8-bit values round dense tokens to
 };
 
 // merge.cu, mst_combine: one CTA of 256 threads per (query token, query head): grid (q_heads, total_q).

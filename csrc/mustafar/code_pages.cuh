@@ -50,7 +50,7 @@ struct CodeKeyRow {
   uint32_t first;  // address of the first code of word k
   uint32_t end;    // address past the row's last code
   uint32_t below;  // bits of a word below this lane's
-  uint32_t table;
+  const LaneTable& table;
   uint32_t shift;  // 8 t
 
   __device__ __forceinline__ void next_codes(int k, uint32_t (&codes)[2]) {
@@ -105,7 +105,7 @@ struct CodeValueRow {
   uint32_t bits;   // address of the row's bitmap
   uint32_t start;  // address of the row's first code; for upper lanes that past its last
   int g;
-  uint32_t table;
+  const LaneTable& table;
 
   template <typename T, int run = 0>
   __device__ __forceinline__ void load(uint32_t (&all)[D / 16]) {
@@ -152,7 +152,7 @@ struct CodePages : RowOrder {
   struct Keys {
     const AttendPool& pool;
     uint32_t slot;
-    uint32_t table;
+    const LaneTable& table;
     int t;
 
     __device__ __forceinline__ CodeKeyRow<D, Codes> row(int r) const {
@@ -167,12 +167,14 @@ struct CodePages : RowOrder {
   struct Values {
     const AttendPool& pool;
     uint32_t slot;
-    uint32_t table;
+    const LaneTable& table;
     int g;
 
-    __device__ __forceinline__ CodeValueRow<D, Codes> row(int r) const {
-      const uint32_t first = slot + kValueCodesAt + r * pool.shared_row_bytes;
-      return {slot + r * (D / 8), g < 4 ? first : first + pool.row_bytes, g, table};
+    // Added up in this order, an address takes one instruction for each row.
+    __device__ __forceinline__ CodeValueRow<D, Codes> row(int first, int at) const {
+      const uint32_t base =
+          slot + kValueCodesAt + first * pool.shared_row_bytes + (g < 4 ? 0 : pool.row_bytes);
+      return {slot + (first + at) * (D / 8), base + at * pool.shared_row_bytes, g, table};
     }
   };
 };

@@ -155,7 +155,9 @@ struct DenseValues {
     }
   };
 
-  __device__ __forceinline__ Row row(int r) const { return Row{tile.side, tile.at(r) + 4 * g}; }
+  __device__ __forceinline__ Row row(int first, int at) const {
+    return Row{tile.side, tile.at(first + at) + 4 * g};
+  }
 };
 
 }  // namespace mustafar

@@ -17,6 +17,7 @@ namespace mustafar {
 // What a CTA works on, in shared memory: a range of the compressed tokens, or one of the sinks and one of the
 // window.
 struct Item {
+  View view;
   int q_begin;  // query token 0 of the sequence
   int batch, head;
   bool dense;
@@ -33,6 +34,12 @@ struct Item {
     return first.begin < first.end || second.begin < second.end;
   }
 };
+
+// That of the CTA. Functions that are not inlined get at it without a register for its address.
+__device__ __forceinline__ Item& shared_item() {
+  __shared__ Item item;
+  return item;
+}
 
 // Channels lane, lane + 32, ... of a row.
 template <int D>

@@ -1,7 +1,7 @@
 // From bitmap and packed codes (values of 8 bits) to register pairs, without a dense copy in memory.
 //
-// A table with one entry for each nibble of a bitmap says which of the next bytes belong to its four
-// channels. 16 entries lie in different banks of shared memory, so that looking them up never conflicts.
+// A table in shared memory with one entry for each nibble of a bitmap says which of the next bytes belong to
+// its four channels.
 #pragma once
 
 #include "mustafar/params.h"
@@ -17,20 +17,54 @@ struct __align__(8) CodeEntry {
 
 constexpr int kCodeEntries = 16;
 
-__device__ __forceinline__ CodeEntry code_entry(uint32_t nibble) {
-  CodeEntry entry = {0, 0};
-  for (uint32_t channel = 0; channel < 4; ++channel) {
-    const bool kept = nibble >> channel & 1u;
-    entry.select |= (kept ? entry.bits / 8 : 4u) << 4 * (channel ^ 1u);
-    entry.bits += kept ? 8 : 0;
-  }
-  return entry;
-}
+// `low` serves the lower nibbles of bytes; its 16 entries lie in different banks, so that looking them up
+// never conflicts. `high` has the selectors of the upper nibbles once for each lane, in a bank of its own: as
+// far apart as the upper nibble of a byte is worth where the lower one counts entries of `low`, so that both
+// addresses come from one shift.
+struct __align__(128) CodeTable {
+  CodeEntry low[kCodeEntries];
+  uint32_t high[kCodeEntries][32];
 
-// Address of the entry of the nibble at bit `shift` of `word`.
-__device__ __forceinline__ uint32_t code_entry_address(uint32_t table, uint32_t word, uint32_t shift) {
-  return table + (__funnelshift_r(word, word, shift - 3) & 0x78u);
-}
+  __device__ __forceinline__ void fill(int thread, int threads) {
+    for (int i = thread; i < 32 * kCodeEntries; i += threads) {
+      const CodeEntry entry = entry_of(i / 32);
+      high[i / 32][i % 32] = entry.select;
+      if (i % 32 == 0) {
+        low[i / 32] = entry;
+      }
+    }
+  }
+
+  static __device__ __forceinline__ CodeEntry entry_of(uint32_t nibble) {
+    CodeEntry entry = {0, 0};
+    for (uint32_t channel = 0; channel < 4; ++channel) {
+      const bool kept = nibble >> channel & 1u;
+      entry.select |= (kept ? entry.bits / 8 : 4u) << 4 * (channel ^ 1u);
+      entry.bits += kept ? 8 : 0;
+    }
+    return entry;
+  }
+};
+
+// A lane's view of the table.
+struct LaneTable {
+  uint32_t low;
+  uint32_t column;  // of `high`, in bytes
+
+  __device__ __forceinline__ LaneTable(const CodeTable& table, int lane)
+      : low(shared_address(&table)), column(4 * lane) {}
+
+  // The bits of `word` from `shift` on, so that the first four count entries of `low`.
+  static __device__ __forceinline__ uint32_t index(uint32_t word, uint32_t shift) {
+    return __funnelshift_r(word, word, shift - 3);
+  }
+
+  __device__ __forceinline__ uint32_t lower(uint32_t index) const { return low + (index & 0x78u); }
+
+  __device__ __forceinline__ uint32_t upper(uint32_t index) const {
+    return low + sizeof(CodeEntry) * kCodeEntries + (index & 0x780u | column);
+  }
+};
 
 // The bytes from any address on, as many words as wanted.
 template <int kWords>
@@ -43,24 +77,25 @@ __device__ __forceinline__ void load_bytes(uint32_t address, uint32_t (&bytes)[k
   }
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
-    bytes[i] = __funnelshift_r(words[i], words[i + 1], 8 * address);
+    bytes[i] = extract_bytes(words[i], words[i + 1], address);
   }
 }
 
 // The codes of four channels, a nibble of a bitmap at bit `shift` of `word`; the first one lies at `address`.
-__device__ __forceinline__ uint32_t expand_codes4(uint32_t table, uint32_t word, uint32_t shift,
+__device__ __forceinline__ uint32_t expand_codes4(const LaneTable& table, uint32_t word, uint32_t shift,
                                                   uint32_t address) {
-  const uint32_t select = load_shared_u32(code_entry_address(table, word, shift));
+  const uint32_t select = load_shared_u32(table.lower(LaneTable::index(word, shift)));
   uint32_t bytes[1];
   load_bytes(address, bytes);
   return permute_bytes(bytes[0], 0, select);
 }
 
 // As expand_codes4, of eight channels.
-__device__ __forceinline__ void expand_codes8(uint32_t table, uint32_t word, uint32_t shift, uint32_t address,
-                                              uint32_t (&codes)[2]) {
-  const uint2 first = load_shared_v2(code_entry_address(table, word, shift));
-  const uint32_t second = load_shared_u32(code_entry_address(table, word, shift + 4));
+__device__ __forceinline__ void expand_codes8(const LaneTable& table, uint32_t word, uint32_t shift,
+                                              uint32_t address, uint32_t (&codes)[2]) {
+  const uint32_t index = LaneTable::index(word, shift);
+  const uint2 first = load_shared_v2(table.lower(index));
+  const uint32_t second = load_shared_u32(table.upper(index));
   uint32_t bytes[2];
   load_bytes(address, bytes);
   codes[0] = permute_bytes(bytes[0], 0, first.x);

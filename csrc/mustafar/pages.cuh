@@ -110,19 +110,23 @@ struct TileCopier {
       copy16_async_if(i + 512 <= kRows * kBits || i + 16 * lane < kRows * kBits, bits_to + at * kBits + i,
                       rows_from + i);
     }
-    // Whole pieces of the warp: the count is the same in all lanes.
-    int pieces = kRows * pool.row_bytes;
-#pragma unroll 1
-    do {
+    const auto copy_four = [&] {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         copy16_async_if(left > 512 * i, to + i * step, values_from + 512 * i);
       }
+    };
+    // The first ones next to those of the bitmaps: the assembler puts three empty loads in front of the
+    // copies of each stretch without branches. Whole pieces of the warp are counted: as many in all lanes.
+    copy_four();
+#pragma unroll 1
+    for (int pieces = kRows * pool.row_bytes - 2048; pieces > 0; pieces -= 2048) {
       to += 4 * step;
       values_from += 2048;
       left -= 2048;
-      pieces -= 2048;
-    } while (pieces > 0);
+      keep_in_register(values_from);  // or each copy adds to it for itself
+      copy_four();
+    }
   }
 
   // Starts copying the tile at `token`, nothing if that is at or past `length`. Whole pages (or 32 rows of
@@ -245,7 +249,8 @@ struct UniformPages : RowOrder {
     int g;
     Scratch& scratch;
 
-    __device__ __forceinline__ ValueRow<D> row(int r) const {
+    __device__ __forceinline__ ValueRow<D> row(int first, int at) const {
+      const int r = first + at;
       const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
       ValueRow<D> row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
       row.bits.load(slot + r * (D / 8));

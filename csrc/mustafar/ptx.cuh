@@ -239,6 +239,13 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32
   return bytes;
 }
 
+// The four bytes from number `first` % 4 on of `low` (0 to 3) and `high` (4 to 7).
+__device__ __forceinline__ uint32_t extract_bytes(uint32_t low, uint32_t high, uint32_t first) {
+  uint32_t bytes;
+  asm("prmt.b32.f4e %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(first));
+  return bytes;
+}
+
 // 2^x, subnormal results flushed to 0; 2^-inf is 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

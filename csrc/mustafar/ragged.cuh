@@ -251,7 +251,8 @@ struct RaggedPages : RaggedSlots<D, 2> {
     int g;
     Scratch& scratch;
 
-    __device__ __forceinline__ ValueRow<D> row(int position) const {
+    __device__ __forceinline__ ValueRow<D> row(int first, int at) const {
+      const int position = first + at;
       const uint2 span = load_shared_v2(slot + kSpansAt + 8 * position);
       ValueRow<D> row{{}, span.x, span.y, low_bits(4 * g), g, scratch};
       row.bits.load(slot + Slots::bits_of(position) * kBits);

@@ -45,7 +45,7 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
   struct Keys {
     const AttendPool& pool;
     uint32_t slot;
-    uint32_t table;
+    const LaneTable& table;
     int t;
 
     __device__ __forceinline__ CodeKeyRow<D, Codes> row(int position) const {
@@ -59,10 +59,11 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
   struct Values {
     const AttendPool& pool;
     uint32_t slot;
-    uint32_t table;
+    const LaneTable& table;
     int g;
 
-    __device__ __forceinline__ CodeValueRow<D, Codes> row(int position) const {
+    __device__ __forceinline__ CodeValueRow<D, Codes> row(int first, int at) const {
+      const int position = first + at;
       const uint32_t span = slot + kSpansAt + 8 * position;
       return {slot + Slots::bits_of(position) * kBits, load_shared_u32(g < 4 ? span : span + 4), g, table};
     }

@@ -64,10 +64,9 @@ struct Softmax {
     }
   }
 
-  // As update, for value rows that are yet to be multiplied by scales, of which `scale` holds the logarithms
-  // for the lane's tokens: what `scores` gets is the probabilities times the scales,
-  // relative to a reference that follows those products. `weights` gets, as `sum`, the sums of what is in
-  // `scores`, in f16.
+  // As update, for value rows that are yet to be multiplied by scales, those of the lane's tokens: what
+  // `scores` gets is the probabilities times the scales, relative to a reference that follows those products.
+  // `weights` gets, as `sum`, the sums of what is in `scores`, in f16.
   template <int D>
   __device__ __forceinline__ void update(Scores<kRows>& scores, const float (&scale)[2 * kTokenTiles],
                                          Output<D, kRows>& out, float (&weights)[kTiles][2]) {
@@ -75,7 +74,7 @@ struct Softmax {
     float moved[2 * kTokenTiles];
 #pragma unroll
     for (int r = 0; r < 2 * kTokenTiles; ++r) {
-      moved[r] = fminf(fmaxf(scale[r], -100.0f), 60.0f);
+      moved[r] = fminf(fmaxf(log2_approx(scale[r]), -100.0f), 60.0f);
     }
     float top[kTiles][2];
     bool raise = false;
@@ -99,9 +98,9 @@ struct Softmax {
       for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float s = scores[m][n][i] - reference[n][i & 1];
-          sum[n][i & 1] += exp2_approx(s);
-          scores[m][n][i] = exp2_approx(s + scale[2 * m + i / 2]);
+          const float probability = exp2_approx(scores[m][n][i] - reference[n][i & 1]);
+          sum[n][i & 1] += probability;
+          scores[m][n][i] = probability * scale[2 * m + i / 2];
         }
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {

@@ -133,7 +133,8 @@ __device__ __forceinline__ void probability_operand(const Scores<kRows>& scores,
   }
 }
 
-// `scores` holds probabilities.
+// `scores` holds probabilities. `values.row(first, at)` is the row at position first + at, of which `at` is
+// known to the compiler.
 template <typename T, int D, int kRows, typename Values>
 __device__ __forceinline__ void accumulate_tile(const Values& values, const Scores<kRows>& scores,
                                                 Output<D, kRows>& out, int g, int t) {
@@ -141,8 +142,8 @@ __device__ __forceinline__ void accumulate_tile(const Values& values, const Scor
 #pragma unroll
   for (int step = 0; step < 4; ++step) {  // 8 tokens each; the lane's are 2t and 2t + 1
     uint32_t first[D / 16], second[D / 16];
-    auto first_row = values.row(8 * step + 2 * t);
-    auto second_row = values.row(8 * step + 2 * t + 1);
+    auto first_row = values.row(2 * t, 8 * step);
+    auto second_row = values.row(2 * t, 8 * step + 1);
     first_row.template load<T>(first);
     second_row.template load<T>(second);
     uint32_t b[Rows<kRows>::kOutTiles][2];

@@ -158,19 +158,19 @@ impl AttendKernel {
             (Some(values), false) => Kernel::AttendScaled(values, dim, rows),
             (Some(values), true) => Kernel::AttendRaggedScaled(values, dim, rows),
         };
-        let shared_bytes = (ATTEND_WARPS * tiles + 2 * dim + 16).max(Self::result_bytes(dim, rows));
+        let shared_bytes = (ATTEND_WARPS * tiles + 2 * dim + 16).max(16 * rows as usize * (dim + 2));
         Ok(Self { kernel, shared_bytes })
     }
 
-    /// For dense tokens alone, in tiles of `rows` query rows.
-    fn dense(dtype: DType, dim: usize, rows: u32) -> Self {
-        let kernel = Kernel::Typed(Family::Attend(rows), dtype, dim);
-        Self { kernel, shared_bytes: Self::result_bytes(dim, rows) }
-    }
-
-    /// Shared memory for the results of a block's warps.
-    fn result_bytes(dim: usize, rows: u32) -> usize {
-        16 * rows as usize * (dim + 2)
+    /// The shared memory of a block, refused where this device has less.
+    fn checked_shared_bytes(&self, device: &Device) -> Result<u32> {
+        let most = device.kernels.most_shared_bytes(self.kernel)?;
+        if self.shared_bytes > most {
+            let bytes = self.shared_bytes;
+            let found = format!("rows of such a length that a block needs {bytes} bytes of shared memory");
+            return Err(Error::unsupported("compressed", found, format!("{most} bytes on this device")));
+        }
+        Ok(self.shared_bytes as u32)
     }
 
     /// Blocks that a multiprocessor runs side by side.
@@ -375,32 +375,17 @@ pub(crate) fn attend(
         softcap: args.softcap.unwrap_or(0.0),
         max_len: int32("sequences.max_len", compressed.map_or(0, |c| c.sequences.max_len))?,
         items: int32("items", plan.items)?,
-        first_item: 0,
+        dense_dtype: dtype as i32,
     };
     int32("tokens of sinks, compressed and window", shapes.max_positions)?;
-    let rows = [
+    let grid = [
         grid_rows("kv_heads * tiles of max_q_len", kv_heads.saturating_mul(plan.row_tiles))?,
         grid_rows("batch", batch)?,
+        grid_rows("sequences.max_len / split_tokens", plan.items)?,
     ];
-    // As many items from `first` on, in a launch of their own.
-    let launch = |kernel: AttendKernel, first: usize, items: usize| -> Result<_> {
-        let shape = LaunchShape {
-            shared_bytes: shared_fits(device, kernel.shared_bytes)?,
-            ..LaunchShape::new(
-                [rows[0], rows[1], grid_rows("sequences.max_len / split_tokens", items)?],
-                ATTEND_THREADS,
-            )
-        };
-        Ok((kernel.kernel, shape, AttendParams { first_item: first as i32, ..params }))
-    };
-    let launches = if pages.scaled.is_none() {
-        [Some(launch(kernel, 0, plan.items)?), None]
-    } else {
-        // Dense tokens have 16-bit values. Where the device can, both launches run side by side.
-        let dense = plan.items - plan.page_items;
-        let mut compressed = launch(kernel, 0, plan.page_items)?;
-        compressed.1.overlaps_previous = device.overlaps() && dense > 0;
-        [Some(launch(AttendKernel::dense(dtype, dim, plan.rows), plan.page_items, dense)?), Some(compressed)]
+    let shape = LaunchShape {
+        shared_bytes: kernel.checked_shared_bytes(device)?,
+        ..LaunchShape::new(grid, ATTEND_THREADS)
     };
 
     let out = args.out.shape;
@@ -428,20 +413,7 @@ pub(crate) fn attend(
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
     // large as the plan's partial results, and views promise the memory until the stream has run this.
     unsafe {
-        for (kernel, shape, params) in launches.iter().flatten() {
-            device.kernels.launch(*kernel, *shape, stream, params)?;
-        }
+        device.kernels.launch(kernel.kernel, shape, stream, &params)?;
         device.kernels.launch(Kernel::Combine, combine_shape, stream, &combine)
     }
-}
-
-/// Refuses what a block of this device cannot have.
-fn shared_fits(device: &Device, bytes: usize) -> Result<u32> {
-    // Besides the dynamic part, kernels have a few fixed bytes.
-    let most = device.context.shared_bytes as usize - 64;
-    if bytes > most {
-        let found = format!("rows of such a length that a block needs {bytes} bytes of shared memory");
-        return Err(Error::unsupported("compressed", found, format!("{most} bytes on this device")));
-    }
-    Ok(bytes as u32)
 }

@@ -253,6 +253,14 @@ impl Kernels {
         Ok(usize::try_from(blocks).unwrap_or(0).max(1))
     }
 
+    /// Dynamic shared memory that a block of a kernel may ask for.
+    pub(super) fn most_shared_bytes(&self, kernel: Kernel) -> Result<usize> {
+        let limit = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function stays loaded as long as `self` lives.
+        let bytes = unsafe { result::function::get_function_attribute(self.function(kernel)?, limit) };
+        Ok(usize::try_from(bytes.map_err(error("cuFuncGetAttribute"))?).unwrap_or(0))
+    }
+
     /// Submits one launch. An empty grid is nothing to do.
     ///
     /// # Safety

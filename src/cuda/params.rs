@@ -192,7 +192,7 @@ structs! {
         softcap: f32,
         max_len: i32,
         items: i32,
-        first_item: i32,
+        dense_dtype: i32,
     }
     CombineParams {
         partial_out: *const f32,

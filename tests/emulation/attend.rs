@@ -43,8 +43,6 @@ enum Keep {
 
 struct Case {
     attend: Launch,
-    /// The launch for compressed tokens where `attend` is for dense ones only: beside 8-bit values.
-    compressed: Option<Launch>,
     partial_out: Buffer,
     partial_lse: Buffer,
     items: usize,
@@ -156,12 +154,9 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     let row_tiles = (s.q_len * s.group).div_ceil(s.rows);
     let ragged = matches!(s.k, Keep::Ragged(_)) || matches!(s.v, Keep::Ragged(_));
     let scaled = s.values.is_scaled();
-    let name = |kind: &str| format!("mst_attend_{kind}_d{}_r{}", s.dim, s.rows);
-    let pages = |values: String| if ragged { format!("ragged_{values}") } else { values };
-    let dense = s.dtype.to_string();
-    let kind = if scaled { dense } else { pages(dense) };
-    let grid = [KV_HEADS * row_tiles, batch, if scaled { dense_items } else { items }];
-    let mut attend = Launch::new(name(&kind), grid, 128);
+    let values = if scaled { s.values.to_string() } else { s.dtype.to_string() };
+    let kernel = format!("mst_attend_{}{values}_d{}_r{}", if ragged { "ragged_" } else { "" }, s.dim, s.rows);
+    let mut attend = Launch::new(kernel, [KV_HEADS * row_tiles, batch, items], 128);
     let slots = [pool_params(&mut attend, &k.pool), pool_params(&mut attend, &v.pool)];
     let slots: usize = slots.iter().map(|slot| slot[usize::from(ragged)]).sum();
     let scales = if scaled { 128 } else { 0 };
@@ -183,40 +178,17 @@ fn case(rng: &mut Rng, s: Setup) -> Case {
     attend.int(page_items).int(long_items).int(DENSE_SPLIT).int(s.split).int(short_split);
     attend.int(s.sliding_window.unwrap_or(i32::MAX as usize));
     attend.float(1.0 / (s.dim as f32).sqrt()).float(s.softcap.unwrap_or(0.0)).int(table.max_len).int(items);
-    let compressed = scaled.then(|| {
-        let mut launch = attend.clone();
-        launch.kernel = name(&pages(s.values.to_string()));
-        launch.grid[2] = page_items;
-        launch.int(0);
-        launch
-    });
-    attend.int(if scaled { page_items } else { 0 });
-    Case { attend, compressed, partial_out, partial_lse, items, q_heads, total_q, expected }
+    attend.int(dtype_code(s.dtype));
+    Case { attend, partial_out, partial_lse, items, q_heads, total_q, expected }
 }
 
-/// Partial results and their log-sum-exps, as the launches of each case leave them.
+/// Partial results and their log-sum-exps, as the first kernel leaves them.
 fn partial_results(cases: &[Case]) -> Vec<[Vec<u8>; 2]> {
-    let buffers = |case: &Case| [case.partial_out, case.partial_lse];
-    let first = run(&cases.iter().map(|case| case.attend.clone()).collect::<Vec<_>>());
-    let mut results: Vec<_> = cases
-        .iter()
-        .enumerate()
-        .map(|(i, case)| buffers(case).map(|buffer| first.get(i, buffer).to_vec()))
-        .collect();
-    let (places, second): (Vec<usize>, Vec<Launch>) = cases
-        .iter()
-        .enumerate()
-        .filter_map(|(i, case)| {
-            let [out, lse] = &results[i];
-            let launch = case.compressed.as_ref()?.with_buffer(case.partial_out.0, out);
-            Some((i, launch.with_buffer(case.partial_lse.0, lse)))
-        })
-        .unzip();
-    let finished = run(&second);
-    for (at, &i) in places.iter().enumerate() {
-        results[i] = buffers(&cases[i]).map(|buffer| finished.get(at, buffer).to_vec());
-    }
-    results
+    let finished = run(&cases.iter().map(|case| case.attend.clone()).collect::<Vec<_>>());
+    let result = |(i, case): (usize, &Case)| {
+        [case.partial_out, case.partial_lse].map(|buffer| finished.get(i, buffer).to_vec())
+    };
+    cases.iter().enumerate().map(result).collect()
 }
 
 /// The second kernel: `combine` of what the first one left.
@@ -403,7 +375,7 @@ fn damaged_offsets_stay_inside() {
         let (dim, few) = ([64, 96, 128, 256][n], Keep::Ragged(3));
         let wide = Setup { page_tokens, k: few, v: few, ..ragged_setup(0, DTYPES[n % 2], dim, 8) };
         let codes = Setup { values: [ValueType::E4m3, ValueType::Int8][n % 2], ..wide };
-        let launches_of = [case(&mut rng, wide).attend, case(&mut rng, codes).compressed.unwrap()];
+        let launches_of = [case(&mut rng, wide).attend, case(&mut rng, codes).attend];
         // The pages of K and V, the first two buffers, say anything.
         let damaged = |launch: &Launch, buffer: usize, rng: &mut Rng| {
             let bytes: Vec<u8> = launch.contents(buffer).iter().map(|_| rng.next() as u8).collect();

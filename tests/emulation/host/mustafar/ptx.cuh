@@ -199,6 +199,10 @@ inline uint32_t transpose_8x8(uint32_t pair) {
 
 inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t select) { return __byte_perm(a, b, select); }
 
+inline uint32_t extract_bytes(uint32_t low, uint32_t high, uint32_t first) {
+  return __funnelshift_r(low, high, 8 * first);
+}
+
 inline float exp2_approx(float x) {
   const float y = std::exp2(x);
   return std::fabs(y) < 0x1p-126f ? 0.0f : y;
