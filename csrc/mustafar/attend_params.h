@@ -48,7 +48,7 @@ struct DenseParams {
 //
 // attend_ragged_f16.cu and attend_ragged_bf16.cu, mst_attend_ragged_<dtype>_d<dim>_r<kRows>: K or V or both
 // are ragged pages. The same but for the first number of bytes, which is
-//   4 * (8 * dim + 1408 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16
+//   4 * (8 * dim + 1536 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16
 // with parts = 2 for pages of 16 tokens and 1 for others.
 //
 // attend_e4m3.cu and attend_int8.cu, mst_attend_<values>_d<dim>_r<kRows>: uniform pages with 8-bit values.
@@ -57,7 +57,7 @@ struct DenseParams {
 //
 // attend_ragged_e4m3.cu and attend_ragged_int8.cu, mst_attend_ragged_<values>_d<dim>_r<kRows>: the same where
 // K or V or both are ragged pages. The first number of bytes is
-//   4 * (8 * dim + 128 + 1408 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16.
+//   4 * (8 * dim + 128 + 1536 + parts * (k.run_bytes + v.run_bytes)) + 2 * dim + 16.
 //
 // The rows of a KV head are its (query token, query head of the group) pairs, row = token * group + head, and
 // a row tile is kRows of them (kRows of the kernel: 4, 8 or 16). An item is a range of tokens:

@@ -18,9 +18,9 @@ namespace mustafar {
 
 constexpr int kChunkRows = 8;
 constexpr int kChunks = kTileTokens / kChunkRows;
-// Bytes by which a chunk lies further from the one before than in the page, and then up to as many more to
+// Bytes by which a chunk lies further from the one before than in the page, and then up to 112 more to
 // the bank where it starts.
-constexpr int kChunkApart = 112;
+constexpr int kChunkApart = 128;
 
 // Registers that a thread needs on top of those for uniform pages.
 constexpr int ragged_registers(int rows) { return rows == 4 ? 0 : 4; }

@@ -22,7 +22,7 @@ const ATTEND_WARPS: usize = 4;
 const COMBINE_THREADS: u32 = 256;
 /// What a tile, K or V, takes beside bitmaps and values in the kernels for ragged pages: where its rows are, and what
 /// keeps its chunks apart.
-const RAGGED_BYTES: usize = 8 * TILE_TOKENS + 4 * 112;
+const RAGGED_BYTES: usize = 8 * TILE_TOKENS + 4 * 128;
 /// Scales of a tile, K or V, in the kernels for 8-bit values.
 const SCALE_BYTES: usize = 2 * TILE_TOKENS;
 /// Kernels hold a sixteenth of the stride in 32 bits.

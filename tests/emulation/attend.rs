@@ -77,7 +77,7 @@ fn pool_params(launch: &mut Launch, pool: &Pool) -> [usize; 2] {
     launch.int(row_bytes).int(format.values_offset()).int(shared_row_bytes).int(shift);
     launch.int(format.capacity()).int(run_bytes);
     let bits = 4 * format.head_dim();
-    [bits + 32 * shared_row_bytes, bits + 704 + 32 / rows * run_bytes]
+    [bits + 32 * shared_row_bytes, bits + 768 + 32 / rows * run_bytes]
 }
 
 /// Adds `DenseParams`. Rows of the tensors are in reverse order.
