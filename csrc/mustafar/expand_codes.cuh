@@ -62,7 +62,7 @@ struct LaneTable {
   __device__ __forceinline__ uint32_t lower(uint32_t index) const { return low + (index & 0x78u); }
 
   __device__ __forceinline__ uint32_t upper(uint32_t index) const {
-    return low + sizeof(CodeEntry) * kCodeEntries + (index & 0x780u | column);
+    return low + sizeof(CodeEntry) * kCodeEntries + ((index & 0x780u) | column);
   }
 };
 
