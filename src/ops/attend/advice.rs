@@ -49,7 +49,7 @@ const fn limits(level: Option<Level>, values: ValueType) -> [usize; 2] {
     }
 }
 
-/// A ragged page takes as long as a uniform one with so many times its values (of 16 bits; 1.06 to 1.14 measured).
+/// A ragged page takes as long as a uniform one with so many times its values (of 16 bits; 1.06 to 1.15 measured).
 const RAGGED: f64 = 1.15;
 
 /// What [`attend_advice`] says. Its `Display` is a line for people.
