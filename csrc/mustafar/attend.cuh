@@ -22,10 +22,10 @@ constexpr int kBaseRegisters = 52;
 template <int D, int kRows>
 constexpr int resident_ctas(int extra = 0) {
   constexpr int kTiles = Rows<kRows>::kTiles;
+  constexpr int kOutTiles = kRows == 4 ? 1 : 2 * kTiles;
   // Rows of an odd number of bitmap words take more instructions, and registers, to address.
   constexpr int kOdd = D % 64 == 0 ? 0 : 5;
-  constexpr int kRegisters =
-      D / 8 * (Rows<kRows>::kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters + kOdd;
+  constexpr int kRegisters = D / 8 * (kOutTiles + kTiles) + D / 4 + 12 * kTiles + kBaseRegisters + kOdd;
   const int ctas = 65536 / (32 * kWarps * (kRegisters + extra));
   return ctas < 4 ? ctas : 4;
 }
@@ -37,7 +37,7 @@ __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xfffffff
 template <typename T, int D, int kRows>
 struct Warp {
   static constexpr int kTiles = Rows<kRows>::kTiles;
-  static constexpr int kOutTiles = Rows<kRows>::kOutTiles;
+  static constexpr int kProducts = kOutProducts<D, kRows>;
 
   const AttendParams& p;
   const View& view;
@@ -51,9 +51,9 @@ struct Warp {
       : p(params), view(shared_view), warp(warp_index), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4) {
     softmax.init();
 #pragma unroll
-    for (int i = 0; i < D / 32; ++i) {
+    for (int i = 0; i < kProducts; ++i) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
+      for (int n = 0; n < kTiles; ++n) {
         out[i][n][0] = out[i][n][1] = out[i][n][2] = out[i][n][3] = 0.0f;
       }
     }
@@ -252,14 +252,16 @@ struct Warp {
       }
     }
 #pragma unroll
-    for (int i = 0; i < D / 32; ++i) {
+    for (int i = 0; i < kProducts; ++i) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int column = 2 * t + (e & 1);
-          const int row = Columns::of_score(Columns::score_tile(n), column);
-          const int channel = Channels::of(i + (e >> 1) * (D / 32), g, Columns::parity(n, column));
+          const int row = Columns::of_score(n, column);
+          const int lower = e >> 1;
+          const int channel =
+              kRows == 4 ? Channels::of(i + lower * kProducts, g, column >> 2) : Channels::of(i, g, lower);
           shared[2 * kRows + row * D + channel] = out[i][n][e];
         }
       }
@@ -273,7 +275,8 @@ template <int D, int kRows, typename Exact>
 __device__ __forceinline__ void write_partials(const AttendParams& p, const Item& item, const float* shared,
                                                Exact exact) {
   const View& view = item.view;
-  const int warp = threadIdx.x / 32;
+  // For 256 channels in a form that no register holds from the start of the kernel on: there is none left.
+  const int warp = D == 256 ? uniform(threadIdx.x / 32) : threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   constexpr int kWarpFloats = kRows * (D + 2);
   const int q_heads = p.kv_heads * view.group;

@@ -20,7 +20,7 @@ constexpr int code_registers() {
 template <int D, int kRows, typename Codes>
 struct CodeWarp : Warp<f16, D, kRows> {
   using Base = Warp<f16, D, kRows>;
-  using Base::kTiles, Base::kOutTiles;
+  using Base::kTiles, Base::kProducts;
   using Base::p, Base::view, Base::lane, Base::g, Base::t, Base::q, Base::softmax, Base::out;
 
   static constexpr int kScales = 2 * Rows<kRows>::kTokenTiles;  // tokens that the lane has scores of
@@ -265,13 +265,13 @@ struct CodeWarp : Warp<f16, D, kRows> {
       softmax.finish(weights);
     }
 #pragma unroll
-    for (int i = 0; i < D / 32; ++i) {
+    for (int i = 0; i < kProducts; ++i) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           if constexpr (Codes::kBias != 0.0f) {
-            out[i][n][e] -= Codes::kBias * weights[Rows<kRows>::score_tile(n)][e & 1];
+            out[i][n][e] -= Codes::kBias * weights[n][e & 1];
           }
           out[i][n][e] *= Codes::kUnit;
         }

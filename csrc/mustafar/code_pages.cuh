@@ -107,26 +107,52 @@ struct CodeValueRow {
   int g;
   const LaneTable& table;
 
-  template <typename T, int run = 0>
-  __device__ __forceinline__ void load(uint32_t (&all)[D / 16]) {
+  // The codes of run `run`; a nibble has no second ones. Returns by how much `start` moves for the next run.
+  __device__ __forceinline__ int codes_of(int run, uint32_t (&codes)[2]) const {
     const uint32_t word = load_shared_u32(bits + 4 * Channels::word(run, g));
     const uint32_t shift = Channels::shift(run, g);
     const uint32_t below = low_bits(shift);
     // Up from the start, or down from the end.
     const int sign = g < 4 ? 1 : -1;
     const uint32_t address = start + sign * __popc(word & (g < 4 ? below : ~below));
-    if constexpr (Channels::is_nibble(run)) {
-      Codes::pairs(expand_codes4(table, word, shift, address), all[4 * run], all[4 * run + 1]);
+    if (Channels::is_nibble(run)) {
+      codes[0] = expand_codes4(table, word, shift, address);
     } else {
-      uint32_t codes[2];
       expand_codes8(table, word, shift, address, codes);
-      Codes::pairs(codes[0], all[4 * run], all[4 * run + 1]);
+    }
+    return sign * __popc(word);
+  }
+
+  template <typename T, int run = 0>
+  __device__ __forceinline__ void load(uint32_t (&all)[D / 16]) {
+    uint32_t codes[2];
+    const int moved = codes_of(run, codes);
+    Codes::pairs(codes[0], all[4 * run], all[4 * run + 1]);
+    if constexpr (!Channels::is_nibble(run)) {
       Codes::pairs(codes[1], all[4 * run + 2], all[4 * run + 3]);
     }
     if constexpr (run + 1 < Channels::kRuns) {
-      start += sign * __popc(word);
+      start += moved;
       load<T, run + 1>(all);
     }
+  }
+};
+
+// Two value rows, as ValueRows.
+template <int D, typename Codes>
+struct CodeValueRows {
+  CodeValueRow<D, Codes> first, second;
+  uint32_t first_codes[2], second_codes[2];
+
+  template <typename T>
+  __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+    if (k % 2 == 0) {
+      first.start += first.codes_of(k / 2, first_codes);
+      second.start += second.codes_of(k / 2, second_codes);
+    }
+    const uint32_t x = first_codes[k % 2], y = second_codes[k % 2];
+    Codes::pairs(permute_bytes(x, y, 0x5140), pairs[0], pairs[1]);
+    Codes::pairs(permute_bytes(x, y, 0x7362), pairs[2], pairs[3]);
   }
 };
 
@@ -175,6 +201,10 @@ struct CodePages : RowOrder {
       const uint32_t base =
           slot + kValueCodesAt + first * pool.shared_row_bytes + (g < 4 ? 0 : pool.row_bytes);
       return {slot + (first + at) * (D / 8), base + at * pool.shared_row_bytes, g, table};
+    }
+
+    __device__ __forceinline__ CodeValueRows<D, Codes> two_rows(int first, int at) const {
+      return {row(first, at), row(first, at + 1), {}, {}};
     }
   };
 };

@@ -158,6 +158,27 @@ struct DenseValues {
   __device__ __forceinline__ Row row(int first, int at) const {
     return Row{tile.side, tile.at(first + at) + 4 * g};
   }
+
+  // As ValueRows.
+  struct TwoRows {
+    Row first, second;
+
+    template <typename T>
+    __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+      uint32_t x[2] = {0, 0}, y[2] = {0, 0};
+      first.side.template load<T, kWide>(first.at + 32 * k, x);
+      second.side.template load<T, kWide>(second.at + 32 * k, y);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        pairs[2 * j] = permute_bytes(x[j], y[j], 0x5410);
+        pairs[2 * j + 1] = permute_bytes(x[j], y[j], 0x7632);
+      }
+    }
+  };
+
+  __device__ __forceinline__ TwoRows two_rows(int first, int at) const {
+    return {row(first, at), row(first, at + 1)};
+  }
 };
 
 }  // namespace mustafar

@@ -53,6 +53,34 @@ __device__ __forceinline__ void expand4(uint32_t run, uint32_t before, Scratch& 
   pair1 = permute_bytes(low[1], high[1], select >> 16);
 }
 
+// Expands four channels of two rows: pair j holds channel j, of the first row in the low half. Bits 0 to 3 of
+// `runs` belong to the first row and bits 8 to 11 to the second, the other bits are 0. `first` and `second`
+// are the addresses of the values in front of the runs' first.
+__device__ __forceinline__ void expand4_two_rows(uint32_t runs, uint32_t first, uint32_t second,
+                                                 Scratch& scratch, uint32_t (&pairs)[4]) {
+  // Bit 0 of both rows, bit 1 of both, then bits 2 and 3: each on bit 1 of a byte.
+  const uint32_t spread = runs * 0x00010002u;
+  const uint32_t bits0 = spread & 0x02020202u;
+  const uint32_t bits2 = spread >> 2 & 0x02020202u;
+  const uint32_t first1 = __dp4a(bits0, 0x00010001u, first);  // first + 2 * kept(channels 0 and 1)
+  const uint32_t first3 = __dp4a(bits2, 0x00000001u, first1);
+  const uint32_t second1 = __dp4a(bits0, 0x01000100u, second);
+  const uint32_t second3 = __dp4a(bits2, 0x00000100u, second1);
+  load_shared_u16_if<0>(runs, scratch.low[0], first + 2);
+  load_shared_u16_if<1>(runs, scratch.low[1], first1);
+  load_shared_u16_if<2>(runs, scratch.low[2], first1 + 2);
+  load_shared_u16_if<3>(runs, scratch.low[3], first3 + 2);
+  load_shared_u16_if<8>(runs, scratch.high[0], second + 2);
+  load_shared_u16_if<9>(runs, scratch.high[1], second1);
+  load_shared_u16_if<10>(runs, scratch.high[2], second1 + 2);
+  load_shared_u16_if<11>(runs, scratch.high[3], second3 + 2);
+  const uint32_t select0 = pair_selectors(bits0), select2 = pair_selectors(bits2);
+  pairs[0] = permute_bytes(scratch.low[0], scratch.high[0], select0);
+  pairs[1] = permute_bytes(scratch.low[1], scratch.high[1], select0 >> 16);
+  pairs[2] = permute_bytes(scratch.low[2], scratch.high[2], select2);
+  pairs[3] = permute_bytes(scratch.low[3], scratch.high[3], select2 >> 16);
+}
+
 // One half of expand8: channels 4 kHalf to 4 kHalf + 3. `bits` has the first of them in byte 3.
 template <int kHalf>
 __device__ __forceinline__ void expand8_half(uint32_t run, uint32_t bits, uint32_t before, Scratch& scratch,

@@ -182,22 +182,43 @@ struct ValueRow {
   int g;
   Scratch& scratch;
 
-  template <typename T, int k>
-  __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
+  // Address of the value in front of those of the lane's run in word k.
+  __device__ __forceinline__ uint32_t start(int k) {
     const uint32_t word = bits.word[k];
-    uint32_t start;
-    if constexpr (k + 1 < D / 32) {
-      start = before + 2 * __popc(word & below);
+    uint32_t address;
+    if (k + 1 < D / 32) {
+      address = before + 2 * __popc(word & below);
       before += 2 * __popc(word);
     } else {
-      start = last - 2 * __popc(word & ~below);  // saves counting the word before
+      address = last - 2 * __popc(word & ~below);  // saves counting the word before
     }
-    expand4<k % 2>(word >> (4 * g), start, scratch, pair0, pair1);
+    return address;
+  }
+
+  template <typename T, int k>
+  __device__ __forceinline__ void next(uint32_t& pair0, uint32_t& pair1) {
+    const uint32_t address = start(k);
+    expand4<k % 2>(bits.word[k] >> (4 * g), address, scratch, pair0, pair1);
   }
 
   template <typename T>
   __device__ __forceinline__ void load(uint32_t (&pairs)[D / 16]) {
     load_pairs<T>(*this, pairs);
+  }
+};
+
+// Two value rows: register j of word k is channel 32 k + 4 g + j of both, the first row's in the low half.
+template <int D>
+struct ValueRows {
+  ValueRow<D> first, second;
+
+  template <typename T>
+  __device__ __forceinline__ void next(int k, uint32_t (&pairs)[4]) {
+    // The byte with the lane's nibble, of both rows.
+    const uint32_t bytes =
+        permute_bytes(first.bits.word[k], second.bits.word[k], 0x40u + 0x11u * (first.g >> 1));
+    const uint32_t runs = bytes >> 4 * (first.g & 1) & 0x0f0fu;
+    expand4_two_rows(runs, first.start(k), second.start(k), first.scratch, pairs);
   }
 };
 
@@ -255,6 +276,10 @@ struct UniformPages : RowOrder {
       ValueRow<D> row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
       row.bits.load(slot + r * (D / 8));
       return row;
+    }
+
+    __device__ __forceinline__ ValueRows<D> two_rows(int first, int at) const {
+      return {row(first, at), row(first, at + 1)};
     }
   };
 };

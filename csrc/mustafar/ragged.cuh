@@ -258,6 +258,10 @@ struct RaggedPages : RaggedSlots<D, 2> {
       row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }
+
+    __device__ __forceinline__ ValueRows<D> two_rows(int first, int at) const {
+      return {row(first, at), row(first, at + 1)};
+    }
   };
 };
 

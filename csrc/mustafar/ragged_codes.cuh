@@ -67,6 +67,10 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
       const uint32_t span = slot + kSpansAt + 8 * position;
       return {slot + Slots::bits_of(position) * kBits, load_shared_u32(g < 4 ? span : span + 4), g, table};
     }
+
+    __device__ __forceinline__ CodeValueRows<D, Codes> two_rows(int first, int at) const {
+      return {row(first, at), row(first, at + 1), {}, {}};
+    }
   };
 };
 

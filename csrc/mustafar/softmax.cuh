@@ -133,16 +133,11 @@ struct Softmax {
         }
       }
 #pragma unroll
-      for (int o = 0; o < Rows<kRows>::kOutTiles; ++o) {
-        if (Rows<kRows>::score_tile(o) == n) {
-#pragma unroll
-          for (int i = 0; i < D / 32; ++i) {
-            out[i][o][0] *= scale[0];
-            out[i][o][1] *= scale[1];
-            out[i][o][2] *= scale[0];
-            out[i][o][3] *= scale[1];
-          }
-        }
+      for (int i = 0; i < kOutProducts<D, kRows>; ++i) {
+        out[i][n][0] *= scale[0];
+        out[i][n][1] *= scale[1];
+        out[i][n][2] *= scale[0];
+        out[i][n][3] *= scale[1];
       }
     }
   }
