@@ -62,29 +62,42 @@ struct Warp {
   // Asks for the queries, as pairs of Q. Nothing waits for them before finish_queries().
   template <typename Q = T>
   __device__ __forceinline__ void load_queries(int head, int q_begin) {
+    const int row = view.row0 + Rows<kRows>::of_score(0, g);
+    const DenseSide first = query_side<Q>(head, q_begin, row);
+    // The last row stands for those behind it, whose results nobody reads.
+    const DenseSide second = kTiles == 1 ? first : query_side<Q>(head, q_begin, min(row + 8, view.rows - 1));
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const int row = view.row0 + Rows<kRows>::of_score(n, g);
-      const int64_t token = q_begin + row / view.group;
-      const int64_t q_head = head * view.group + row % view.group;
-      const DenseSide side =
-          DenseSide::of<Q>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) {
         q[n][k][0] = q[n][k][1] = q[n][k][2] = q[n][k][3] = 0;
       }
-      if (row < view.rows && side.wide) {
+    }
+    // One branch for both rows, or one would wait for the other.
+    if (row < view.rows && first.wide && second.wide) {
 #pragma unroll
-        for (int k = 0; k < D / 32; ++k) {
-          side.load_wide(32 * k + 8 * t, q[n][k]);
+      for (int k = 0; k < D / 32; ++k) {
+        first.load_wide(32 * k + 8 * t, q[0][k]);
+        if constexpr (kTiles == 2) {
+          second.load_wide(32 * k + 8 * t, q[1][k]);
         }
-      } else if (row < view.rows) {
+      }
+    } else if (row < view.rows) {
 #pragma unroll
-        for (int k = 0; k < D / 32; ++k) {
-          side.load_any<Q>(32 * k + 8 * t, q[n][k]);
+      for (int k = 0; k < D / 32; ++k) {
+        first.template load_any<Q>(32 * k + 8 * t, q[0][k]);
+        if constexpr (kTiles == 2) {
+          second.template load_any<Q>(32 * k + 8 * t, q[1][k]);
         }
       }
     }
+  }
+
+  template <typename Q>
+  __device__ __forceinline__ DenseSide query_side(int head, int q_begin, int row) const {
+    const int64_t token = q_begin + row / view.group;
+    const int64_t q_head = head * view.group + row % view.group;
+    return DenseSide::of<Q>(p.q, token * p.q_token_stride + q_head * p.q_head_stride, 0, p.q_dtype);
   }
 
   // Queries as operands, and their products with the key centre.
@@ -168,8 +181,11 @@ struct Warp {
     const typename Pages::Copier key_copier(p.k, head, key_slot, lane);
     const typename Pages::Copier value_copier(p.v, head, value_slot, lane);
     const Range unmasked = seen_by_all<kRows>(view, part, position);
-    Scratch scratch;
+    Scratch scratch, second_scratch;
     scratch.init();
+    second_scratch.init();
+    // With so few warps that loads are not hidden behind another's, two rows must not wait for each other.
+    Scratch& odd = kRows == 16 ? second_scratch : scratch;
 
     // While the warp works on one side of a tile, the other is on its way. Groups of copies are closed in the
     // order keys, values, keys, ..., empty or not, so that "at most one group under way" always means that
@@ -187,7 +203,8 @@ struct Warp {
       Scores<kRows> scores;
       copy_wait<1>();
       __syncwarp();
-      score_tile<T, D, kRows>(typename Pages::Keys{p.k, key_slot, t, scratch}, q, key_center, scores, g, t);
+      score_tile<T, D, kRows>(typename Pages::Keys{p.k, key_slot, t, scratch, odd}, q, key_center, scores, g,
+                              t);
       __syncwarp();
       key_copier.copy(p.k, next.key(), table.page_tokens, token + kStep, part.end, lane);
       scale_scores(scores);
@@ -201,7 +218,8 @@ struct Warp {
         clear_rows<D, Pages>(value_slot, view.visible_rows<kRows>(position + token, position + part.end),
                              lane);
       }
-      accumulate_tile<T, D, kRows>(typename Pages::Values{p.v, value_slot, g, scratch}, scores, out, g, t);
+      accumulate_tile<T, D, kRows>(typename Pages::Values{p.v, value_slot, g, scratch, odd}, scores, out, g,
+                                   t);
       __syncwarp();
       value_copier.copy(p.v, next.value(), table.page_tokens, token + kStep, part.end, lane);
       next.advance(p, table, head, token + 2 * kStep, part.end, lane);

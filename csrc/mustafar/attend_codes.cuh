@@ -38,68 +38,96 @@ struct CodeWarp : Warp<f16, D, kRows> {
     }
   }
 
-  // Channels 2 pair and 2 pair + 1 of the lane's run in word k, as loaded.
-  __device__ __forceinline__ float2 query_pair(int n, int k, int pair) const {
-    const uint32_t bits = q[n][k][pair];
+  // Channels 2 pair and 2 pair + 1 of the lane's run in word k of the first column tile, as loaded.
+  __device__ __forceinline__ float2 query_pair(int k, int pair) const {
+    const uint32_t bits = q[0][k][pair];
     const uint16_t low = static_cast<uint16_t>(bits), high = static_cast<uint16_t>(bits >> 16);
     return p.q_dtype == kBf16 ? make_float2(bf16::to_float(low), bf16::to_float(high))
                               : make_float2(f16::to_float(low), f16::to_float(high));
   }
 
-  // Queries as operands, and what goes with them.
+  // Queries as operands, and what goes with them. Column tiles take turns in the place of the first, so that
+  // code that runs once is there once.
   __device__ __forceinline__ void finish_code_queries(int batch, int head) {
-    const float* center = p.center;
-    if (center != nullptr) {
-      center += batch * p.center_batch_stride + head * D + 8 * t;
-    }
-#pragma unroll
+#pragma unroll 1
     for (int n = 0; n < kTiles; ++n) {
-      float sum = 0.0f, dot = 0.0f, largest = 0.0f;
-#pragma unroll
-      for (int k = 0; k < D / 32; ++k) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 x = query_pair(n, k, j);
-          sum += x.x + x.y;
-          largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
-          if (center != nullptr) {
-            dot += x.x * center[32 * k + 2 * j] + x.y * center[32 * k + 2 * j + 1];
-          }
-        }
-      }
-      Base::columns_of(dot, this->key_center[n]);
-      if constexpr (Codes::kInteger) {
-        quantise_queries(n, largest, sum);
-      } else {
-        to_f16_queries(n);
-      }
-      if (p.softcap == 0.0f) {
-        const float factor = p.scale * kLog2e;
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          unit[n][j] *= factor;
-          this->key_center[n][j] *= factor;
-        }
+      finish_first_queries(batch, head);
+      if constexpr (kTiles == 2) {
+        exchange_tiles();
       }
     }
   }
 
-  __device__ __forceinline__ void to_f16_queries(int n) {
+  __device__ __forceinline__ void exchange_tiles() {
+    const auto exchange = [](auto& first, auto& second) {
+      const auto kept = first;
+      first = second;
+      second = kept;
+    };
 #pragma unroll
     for (int k = 0; k < D / 32; ++k) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float2 x = query_pair(n, k, j);
-        q[n][k][j] = f16::pack(x.y, x.x);  // the even channel in the high half, see expand_codes.cuh
+        exchange(q[0][k][j], q[1][k][j]);
       }
     }
-    unit[n][0] = unit[n][1] = Codes::kUnit;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      exchange(unit[0][j], unit[1][j]);
+      exchange(this->key_center[0][j], this->key_center[1][j]);
+    }
   }
 
-  // Each query row as a factor times integers of two bytes: q[n][k] gets the high bytes of the first and of
+  __device__ __forceinline__ void finish_first_queries(int batch, int head) {
+    const float* center = p.center;
+    if (center != nullptr) {
+      center += batch * p.center_batch_stride + head * D + 8 * t;
+    }
+    float sum = 0.0f, dot = 0.0f, largest = 0.0f;
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 x = query_pair(k, j);
+        sum += x.x + x.y;
+        largest = fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y)));
+        if (center != nullptr) {
+          dot += x.x * center[32 * k + 2 * j] + x.y * center[32 * k + 2 * j + 1];
+        }
+      }
+    }
+    Base::columns_of(dot, this->key_center[0]);
+    if constexpr (Codes::kInteger) {
+      quantise_queries(largest, sum);
+    } else {
+      to_f16_queries();
+    }
+    if (p.softcap == 0.0f) {
+      const float factor = p.scale * kLog2e;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        unit[0][j] *= factor;
+        this->key_center[0][j] *= factor;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void to_f16_queries() {
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 x = query_pair(k, j);
+        q[0][k][j] = f16::pack(x.y, x.x);  // the even channel in the high half, see expand_codes.cuh
+      }
+    }
+    unit[0][0] = unit[0][1] = Codes::kUnit;
+  }
+
+  // Each query row as a factor times integers of two bytes: q[0][k] gets the high bytes of the first and of
   // the second four channels and then the low ones; of four rows, which fill the columns twice, the high
   // bytes in the lower columns and the low ones in the upper. `sum` is not finite if a query is not.
-  __device__ __forceinline__ void quantise_queries(int n, float largest, float sum) {
+  __device__ __forceinline__ void quantise_queries(float largest, float sum) {
     constexpr float kLargest = 32512.0f;  // 127 * 256
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
@@ -113,7 +141,7 @@ struct CodeWarp : Warp<f16, D, kRows> {
         high[half] = low[half] = 0;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float2 x = query_pair(n, k, 2 * half + j);
+          const float2 x = query_pair(k, 2 * half + j);
           const int first = __float2int_rn(x.x * inverse), second = __float2int_rn(x.y * inverse);
           // Codes have the odd channel of a pair first.
           high[half] |= byte_at((second + 128) >> 8, 2 * j) | byte_at((first + 128) >> 8, 2 * j + 1);
@@ -122,14 +150,14 @@ struct CodeWarp : Warp<f16, D, kRows> {
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        q[n][k][half] = kRows == 4 && g >= 4 ? low[half] : high[half];
-        q[n][k][2 + half] = low[half];
+        q[0][k][half] = kRows == 4 && g >= 4 ? low[half] : high[half];
+        q[0][k][2 + half] = low[half];
       }
     }
     float rest[2];  // 0, and NaN where a query is not finite
     Base::columns_of(sum - sum, rest);
-    unit[n][0] = __shfl_sync(0xffffffffu, row_unit, 8 * t) + rest[0];
-    unit[n][1] = __shfl_sync(0xffffffffu, row_unit, 8 * t + 4) + rest[1];
+    unit[0][0] = __shfl_sync(0xffffffffu, row_unit, 8 * t) + rest[0];
+    unit[0][1] = __shfl_sync(0xffffffffu, row_unit, 8 * t + 4) + rest[1];
   }
 
   template <typename Order>
@@ -153,8 +181,8 @@ struct CodeWarp : Warp<f16, D, kRows> {
     int32_t products[2][kTiles][kParts][4] = {};
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      auto upper = keys.row(16 * m + g);
-      auto lower = keys.row(16 * m + g + 8);
+      auto upper = keys.row(16 * m + g, false);
+      auto lower = keys.row(16 * m + g + 8, true);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) {
         uint32_t a[2], b[2];

@@ -181,7 +181,7 @@ struct CodePages : RowOrder {
     const LaneTable& table;
     int t;
 
-    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int r) const {
+    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int r, bool) const {
       const uint32_t first = slot + kKeyCodesAt + r * pool.shared_row_bytes;
       CodeKeyRow<D, Codes> row{
           {}, first, first + pool.row_bytes, low_bits(8 * t), table, static_cast<uint32_t>(8 * t)};

@@ -124,7 +124,7 @@ struct DenseKeys {
     }
   };
 
-  __device__ __forceinline__ Row row(int r) const {
+  __device__ __forceinline__ Row row(int r, bool) const {
     if constexpr (kHalves) {
       __syncwarp();
     }

@@ -254,11 +254,11 @@ struct UniformPages : RowOrder {
     const AttendPool& pool;
     uint32_t slot;
     int t;
-    Scratch& scratch;
+    Scratch &even, &odd;  // of rows at even and at odd multiples of eight positions
 
-    __device__ __forceinline__ KeyRow<D> row(int r) const {
+    __device__ __forceinline__ KeyRow<D> row(int r, bool in_odd) const {
       const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
-      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
+      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, in_odd ? odd : even};
       row.bits.load(slot + r * (D / 8));
       return row;
     }
@@ -268,12 +268,12 @@ struct UniformPages : RowOrder {
     const AttendPool& pool;
     uint32_t slot;
     int g;
-    Scratch& scratch;
+    Scratch &even, &odd;  // of rows at even and at odd multiples of eight positions
 
     __device__ __forceinline__ ValueRow<D> row(int first, int at) const {
       const int r = first + at;
       const uint32_t before = slot + kTileTokens * (D / 8) + r * pool.shared_row_bytes - 2;
-      ValueRow<D> row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, scratch};
+      ValueRow<D> row{{}, before, before + pool.row_bytes, low_bits(4 * g), g, at / 8 % 2 == 0 ? even : odd};
       row.bits.load(slot + r * (D / 8));
       return row;
     }

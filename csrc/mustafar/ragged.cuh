@@ -235,11 +235,11 @@ struct RaggedPages : RaggedSlots<D, 2> {
     const AttendPool& pool;
     uint32_t slot;
     int t;
-    Scratch& scratch;
+    Scratch &even, &odd;  // of rows at even and at odd multiples of eight positions
 
-    __device__ __forceinline__ KeyRow<D> row(int position) const {
+    __device__ __forceinline__ KeyRow<D> row(int position, bool in_odd) const {
       const uint32_t before = load_shared_u32(slot + kSpansAt + 8 * position);
-      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, scratch};
+      KeyRow<D> row{{}, before, low_bits(8 * t), 0x4440u + t, in_odd ? odd : even};
       row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }
@@ -249,12 +249,12 @@ struct RaggedPages : RaggedSlots<D, 2> {
     const AttendPool& pool;
     uint32_t slot;
     int g;
-    Scratch& scratch;
+    Scratch &even, &odd;  // of rows at even and at odd multiples of eight positions
 
     __device__ __forceinline__ ValueRow<D> row(int first, int at) const {
       const int position = first + at;
       const uint2 span = load_shared_v2(slot + kSpansAt + 8 * position);
-      ValueRow<D> row{{}, span.x, span.y, low_bits(4 * g), g, scratch};
+      ValueRow<D> row{{}, span.x, span.y, low_bits(4 * g), g, at / 8 % 2 == 0 ? even : odd};
       row.bits.load(slot + Slots::bits_of(position) * kBits);
       return row;
     }

@@ -48,7 +48,7 @@ struct RaggedCodePages : RaggedSlots<D, 1> {
     const LaneTable& table;
     int t;
 
-    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int position) const {
+    __device__ __forceinline__ CodeKeyRow<D, Codes> row(int position, bool) const {
       const uint2 span = load_shared_v2(slot + kSpansAt + 8 * position);
       CodeKeyRow<D, Codes> row{{}, span.x, span.y, low_bits(8 * t), table, static_cast<uint32_t>(8 * t)};
       row.bits.load(slot + Slots::bits_of(position) * kBits);

@@ -77,7 +77,8 @@ struct PairChannels {
   }
 };
 
-// `start` is what the sums of the lane's query columns start from.
+// `start` is what the sums of the lane's query columns start from. `keys.row(position, odd)` is the row at a
+// position; `odd` says whether that is in an odd group of eight.
 template <typename T, int D, int kRows, typename Keys>
 __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kRows>& q,
                                            const float (&start)[Rows<kRows>::kTiles][2],
@@ -90,8 +91,8 @@ __device__ __forceinline__ void score_tile(const Keys& keys, const Queries<D, kR
       products[m][n][0] = products[m][n][2] = start[n][0];
       products[m][n][1] = products[m][n][3] = start[n][1];
     }
-    auto upper = keys.row(16 * m + g);
-    auto lower = keys.row(16 * m + g + 8);
+    auto upper = keys.row(16 * m + g, false);
+    auto lower = keys.row(16 * m + g + 8, true);
 #pragma unroll
     for (int k = 0; k < D / 32; ++k) {
       uint32_t a[4], b[4];

@@ -12,11 +12,17 @@ const MIN_SPLIT: usize = 128;
 /// Blocks per multiprocessor that work is cut into, if so many are resident at a time: two, and where items would become
 /// longer than [`LONG_SPLIT`] four. More than are resident would make a second wave, which is mostly empty; but with four,
 /// the last [`TAIL`]th of the tokens makes a second wave of short items, which fill the places of blocks that end early.
+/// Tiles of more than [`TAIL_ROWS`] rows have none where one wave takes all sequences and heads: their blocks take longer
+/// to start and to end, as long as [`BLOCK_TOKENS`] tokens, than that saves. There one short item of each sequence and
+/// head goes to the places that the long ones leave, and is as long as these can take one after the other in the time of
+/// a long one.
 /// docs/performance.md has the measurements.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 const MOST_BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 const LONG_SPLIT: usize = 3072;
 const TAIL: usize = 8;
+const TAIL_ROWS: u32 = 8;
+const BLOCK_TOKENS: usize = 384;
 
 /// What a plan depends on.
 #[derive(Debug, Clone, Copy)]
@@ -93,10 +99,8 @@ impl Plan {
             if let Some(split) = fixed {
                 return Ok(Cut { split, long: most, short_split: split, short: 0, results: all });
             }
-            let items_for = |per_multiprocessor: usize| {
-                let wave = per_multiprocessor.min(b.resident) * b.multiprocessors;
-                most.min(wave / blocks).max(1)
-            };
+            let wave = |per_multiprocessor: usize| per_multiprocessor.min(b.resident) * b.multiprocessors;
+            let items_for = |per_multiprocessor: usize| most.min(wave(per_multiprocessor) / blocks).max(1);
             let split_for = |tokens: usize, items: usize, multiple: usize| {
                 tokens.div_ceil(items).next_multiple_of(multiple).max(MIN_SPLIT)
             };
@@ -117,6 +121,21 @@ impl Plan {
             let long = items_for(MOST_BLOCKS_PER_MULTIPROCESSOR);
             if !with_tail {
                 return Ok(even(split_for(tokens, long, TILE_TOKENS)));
+            }
+            let all_places = wave(MOST_BLOCKS_PER_MULTIPROCESSOR);
+            if tile_rows > TAIL_ROWS && blocks <= all_places {
+                let places = all_places - long * blocks;
+                let rest = if places == 0 {
+                    0
+                } else {
+                    let turns = blocks.div_ceil(places);
+                    (tokens / long).saturating_sub(turns * BLOCK_TOKENS) / (turns + 1)
+                };
+                let split = split_for(tokens - rest, long, MIN_SPLIT);
+                let rest = tokens.saturating_sub(long * split);
+                let short_split = split_for(rest, 1, MIN_SPLIT);
+                let long = long.min(tokens.div_ceil(split));
+                return Ok(Cut { split, long, short_split, short: usize::from(rest > 0), results });
             }
             let split = (tokens / long - tokens / long / TAIL) / MIN_SPLIT * MIN_SPLIT;
             let rest = tokens - long * split;
@@ -175,6 +194,11 @@ mod tests {
         assert_eq!((plan.long_items, plan.split, plan.short_split), (8, 3584, 512));
         let plan = Plan::new(&Bounds { resident: 3, ..bounds(8, 32768) }).unwrap();
         assert_eq!((plan.long_items, plan.split, plan.short_split), (6, 4736, 768));
+        let plan = Plan::new(&Bounds { resident: 2, q_heads: 128, ..bounds(8, 32768) }).unwrap();
+        assert_eq!((plan.rows, plan.page_items), (16, 5));
+        assert_eq!((plan.long_items, plan.split, plan.short_split), (4, 8064, 512));
+        let plan = Plan::new(&Bounds { resident: 2, q_heads: 128, ..bounds(40, 32768) }).unwrap();
+        assert_eq!((plan.long_items, plan.split, plan.short_split), (1, 28672, 4096));
         let plan = Plan::new(&bounds(1, 32768)).unwrap();
         assert_eq!((plan.split, plan.items), (1024, 32));
         let plan = Plan::new(&bounds(1, 4096)).unwrap();
