@@ -111,7 +111,7 @@ struct CombineParams {
   int32_t items;
   int32_t dim;        // multiple of 4, at most 256
   int32_t out_dtype;  // Dtype
-  int32_t reserved;
+  int32_t rehearse;   // 1: where blocks start while attend still runs, 0 otherwise
 };
 
 // One operand of merge: [tokens, heads, dim] and its natural log-sum-exp [tokens, heads].

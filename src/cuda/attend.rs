@@ -390,6 +390,9 @@ pub(crate) fn attend(
 
     let out = args.out.shape;
     let (lse, lse_token_stride, lse_head_stride) = device.lse(args.lse.as_mut())?;
+    let overlaps = device.overlaps() && plan.items > 0;
+    // All at once on the device, that is: blocks of a second wave would have nothing to wait for.
+    let blocks = shapes.q_heads * shapes.total_q;
     let combine = CombineParams {
         partial_out,
         partial_lse,
@@ -400,15 +403,13 @@ pub(crate) fn attend(
         items: params.items,
         dim: int32("out.dim", dim)?,
         out_dtype: args.out.dtype as i32,
-        reserved: 0,
+        rehearse: i32::from(overlaps && blocks <= 2 * device.context.multiprocessors as usize),
         out: device.tensor_mut("out", &mut args.out)?,
         lse,
     };
     let grid = [grid_rows("q.heads", shapes.q_heads)?, grid_rows("q.tokens", shapes.total_q)?, 1];
-    let combine_shape = LaunchShape {
-        overlaps_previous: device.overlaps() && plan.items > 0,
-        ..LaunchShape::new(grid, COMBINE_THREADS)
-    };
+    let combine_shape =
+        LaunchShape { overlaps_previous: overlaps, ..LaunchShape::new(grid, COMBINE_THREADS) };
 
     // SAFETY: every pointer was checked to reach as far as counts, strides and upper bounds go, the workspace is as
     // large as the plan's partial results, and views promise the memory until the stream has run this.

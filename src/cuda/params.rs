@@ -206,7 +206,7 @@ structs! {
         items: i32,
         dim: i32,
         out_dtype: i32,
-        reserved: i32,
+        rehearse: i32,
     }
     MergeOperand {
         values: *const c_void,

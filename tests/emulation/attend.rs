@@ -201,7 +201,7 @@ fn combine(case: &Case, dim: usize, partial_out: &[u8], partial_lse: &[u8]) -> (
     let lse = launch.buffer(&vec![0xFF; 4 * results]);
     launch.pointer(Some(partial_out)).pointer(Some(partial_lse)).pointer(Some(out)).pointer(Some(lse));
     launch.long(case.q_heads * dim).long(dim).long(case.q_heads).long(1);
-    launch.int(case.items).int(dim).int(dtype_code(DType::F32)).int(0);
+    launch.int(case.items).int(dim).int(dtype_code(DType::F32)).int(1);
     (launch, out, lse)
 }
 
